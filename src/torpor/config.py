@@ -1,0 +1,131 @@
+"""Settings: one table row gives the file key, the environment name, the parser, default and help.
+
+Sources, the later wins: the default, the TOML file (`--config`, `TORPOR_CONFIG`, else
+/etc/torpor/torpor.toml if it is there), the environment, command-line flags. The result is frozen;
+a component takes the few fields it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from torpor.errors import InvalidInput, TorporError
+from torpor.units import parse_duration, parse_size
+
+DEFAULT_FILE = Path("/etc/torpor/torpor.toml")
+
+
+def _row(default: Any, parse: Callable[[str], Any], help_text: str, *, secret: bool = False) -> Any:  # noqa: ANN401
+    return field(
+        default=default, metadata={"parse": parse, "help": help_text, "secret": secret}
+    )
+
+
+def _parse_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInput(f"not a whole number: {text!r}") from None
+
+
+def _parse_accelerator(text: str) -> str:
+    if text not in ("auto", "tcg", "kvm"):
+        raise InvalidInput(f"not an accelerator: {text!r}", hint="use auto, tcg or kvm")
+    return text
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one torpor process runs with. Sizes in bytes, durations in seconds."""
+
+    home: Path = _row(Path("/var/lib/torpor"), Path, "the node's own state: snapshots, images, journal")
+    store: str = _row("", str, "object store URL: file:///dir or s3://bucket/prefix; "
+                      "empty: a file store below home")
+    boot_dir: Path = _row(Path("/var/cache/torpor/boot"), Path,
+                          "kernel and initramfs that `torpor kernel install` made")
+    runtime_dir: Path = _row(Path("/run/torpor"), Path,
+                             "state of this host that all homes share: network slots, locks")
+    qemu: str = _row("qemu-system-x86_64", str, "QEMU program")
+    accelerator: Literal["auto", "tcg", "kvm"] = _row(
+        "auto", _parse_accelerator, "auto takes KVM when the CPU flags show vmx or svm, else TCG")
+    scratch_bytes: int = _row(1024**3, parse_size, "capacity of an instance's scratch disk")
+    app_bytes: int = _row(64 * 1024**2, parse_size, "capacity of an app disk")
+    net_pool: int = _row(0, _parse_int, "network slots kept ready when nothing uses them")
+    boot_timeout_s: float = _row(60.0, parse_duration, "a VM's agent must answer within this")
+    start_timeout_s: float = _row(30.0, parse_duration, "a function must listen within this")
+    request_timeout_s: float = _row(60.0, parse_duration, "a function must answer within this")
+    s3_endpoint: str = _row("", str, "S3 endpoint URL, for stores other than AWS")
+    s3_region: str = _row("us-east-1", str, "S3 region")
+    s3_access_key_id: str = _row("", str, "S3 key id; empty: AWS_* variables", secret=True)
+    s3_secret_access_key: str = _row("", str, "S3 secret; empty: AWS_* variables", secret=True)
+    store_timeout_s: float = _row(30.0, parse_duration, "deadline of one request to the store")
+    store_retries: int = _row(5, _parse_int, "repeats of a request that failed in passing")
+    store_concurrency: int = _row(8, _parse_int, "requests to the store at the same time")
+
+    def store_url(self) -> str:
+        """The store to use: the one set, else a file store below home."""
+        return self.store or f"file://{self.home.absolute()}/store"
+
+
+def env_name(key: str) -> str:
+    """The environment variable of a setting: `home` -> `TORPOR_HOME`."""
+    return f"TORPOR_{key.upper()}"
+
+
+def load_settings(
+    flags: Mapping[str, str | None] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Settings from all sources. Raises InvalidInput that names source and key."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    path = file or (Path(environ["TORPOR_CONFIG"]) if environ.get("TORPOR_CONFIG") else None)
+    if path is not None or DEFAULT_FILE.exists():
+        values |= _from_file(path or DEFAULT_FILE)
+    for row in fields(Settings):
+        name = env_name(row.name)
+        if environ.get(name):
+            values[row.name] = _parse(row.name, environ[name], source=name)
+    for key, text in (flags or {}).items():
+        if text is not None:
+            values[key] = _parse(key, text, source=f"--{key.replace('_', '-')}")
+    return Settings(**values)
+
+
+def describe_settings(settings: Settings) -> list[dict[str, str]]:
+    """One row a setting: key, environment name, value in force (secrets masked), help."""
+    rows = []
+    for row in fields(Settings):
+        value = getattr(settings, row.name)
+        shown = "***" if row.metadata["secret"] and value else str(value)
+        rows.append({"key": row.name, "environment": env_name(row.name), "value": shown,
+                     "help": row.metadata["help"]})
+    return rows
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput(f"cannot read the settings file {path}", reason=str(error)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the settings file {path} is not TOML", reason=str(error)) from None
+    return {key: _parse(key, str(value), source=f"{path}: {key}") for key, value in table.items()}
+
+
+def _parse(key: str, text: str, *, source: str) -> Any:  # noqa: ANN401
+    row = next((row for row in fields(Settings) if row.name == key), None)
+    if row is None:
+        known = ", ".join(row.name for row in fields(Settings))
+        raise InvalidInput(f"unknown setting in {source}", hint=f"known settings: {known}")
+    try:
+        return row.metadata["parse"](text)
+    except TorporError as error:
+        raise InvalidInput(f"bad value in {source}", reason=error.message, hint=error.hint) from None

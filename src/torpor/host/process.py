@@ -1,0 +1,211 @@
+"""The one door for child processes.
+
+Every child gets a clean environment, /dev/null as standard input and a descriptor table without
+our own files. A process is known by its pid together with its start time (field 22 of
+/proc/PID/stat, proc(5)), so a reused pid is never mistaken for ours, and is signalled through a
+pidfd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.errors import DeadlineExceeded, HostUnfit, ProgramFailed
+from torpor.host.cancel import Cancelled, current_token
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that cannot be mistaken for another: pid and start time in clock ticks."""
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The identity of a live process; raises ProcessLookupError if there is none."""
+        state, start_ticks = _stat(pid)
+        if state == "Z":
+            raise ProcessLookupError(pid)
+        return cls(pid, start_ticks)
+
+    def is_alive(self) -> bool:
+        """Whether this very process runs (a zombie does not)."""
+        try:
+            state, start_ticks = _stat(self.pid)
+        except ProcessLookupError:
+            return False
+        return start_ticks == self.start_ticks and state != "Z"
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send a signal; does nothing when the process is gone."""
+        with contextlib.suppress(ProcessLookupError), _pidfd(self) as fd:
+            signal.pidfd_send_signal(fd, signum)
+
+    def kill(self, *, timeout_s: float = 10) -> None:
+        """SIGKILL, wait for the end and reap it if it is our child. Raises DeadlineExceeded."""
+        self.signal(signal.SIGKILL)
+        if not self.wait(timeout_s=timeout_s):
+            raise DeadlineExceeded(f"process {self.pid} did not end within {timeout_s} s of SIGKILL")
+
+    def wait(self, *, timeout_s: float) -> bool:
+        """Wait until the process has ended; False if it runs on. Reaps our own children."""
+        with contextlib.suppress(ProcessLookupError), _pidfd(self) as fd:
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            if not poller.poll(timeout_s * 1000):
+                return False
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+        return True
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State letter and start time of a process, from /proc/PID/stat."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(pid) from None
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
+
+
+@contextlib.contextmanager
+def _pidfd(identity: ProcessId) -> Iterator[int]:
+    fd = os.pidfd_open(identity.pid)
+    try:
+        if _stat(identity.pid)[1] != identity.start_ticks:
+            raise ProcessLookupError(identity.pid)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of every child: a fixed path, the C locale, proxies kept, plus `extra`."""
+    kept = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
+    home = os.environ.get("HOME", "/root")
+    return {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": home, **kept, **(extra or {})}
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    input_bytes: bytes | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    hint: str = "",
+) -> str:
+    """Run a program to its end and return its standard output as text.
+
+    The child is killed when the calling work is cancelled (see `host.cancel`) or at the deadline.
+    Raises ProgramFailed (with the command ready to paste and the last lines of its standard
+    error), HostUnfit when the program is not installed, DeadlineExceeded.
+    """
+    words = [str(word) for word in argv]
+    child = _popen(words, cwd=cwd, env=env, stdin=input_bytes is not None)
+    token = current_token()
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        pending = input_bytes
+        while True:
+            try:
+                out, err = child.communicate(pending, timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                pending = None
+                if token is not None and token.is_set():
+                    raise Cancelled from None
+                if deadline is not None and time.monotonic() > deadline:
+                    raise DeadlineExceeded(
+                        f"{words[0]} did not end within {timeout_s} s", reason=shlex.join(words)
+                    ) from None
+    finally:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+    if child.returncode != 0:
+        raise ProgramFailed(
+            f"{words[0]} exited with {_status(child.returncode)}",
+            reason=_tail(err or out),
+            hint=hint or f"the command was: {shlex.join(words)}",
+        )
+    return str(out.decode(errors="replace"))
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> ProcessId:
+    """Start a program that outlives us, in a session of its own; its output is appended to `log`.
+
+    Raises HostUnfit when the program is not installed. The caller ends it by the returned identity.
+    """
+    words = [str(word) for word in argv]
+    with log.open("ab") as output:
+        try:
+            child = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                env=clean_environment(env),
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            raise _not_installed(words[0]) from None
+    try:
+        identity = ProcessId(child.pid, _stat(child.pid)[1])
+    finally:
+        child.returncode = 0  # ours to reap through ProcessId.wait, not Popen's
+    return identity
+
+
+def _popen(
+    words: list[str], *, cwd: Path | None, env: Mapping[str, str] | None, stdin: bool
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=clean_environment(env),
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise _not_installed(words[0]) from None
+
+
+def _not_installed(program: str) -> HostUnfit:
+    return HostUnfit(f"{program} is not installed", hint="run `torpor doctor`, or `make setup`")
+
+
+def _status(returncode: int) -> str:
+    if returncode < 0:
+        return f"signal {signal.Signals(-returncode).name}"
+    return f"status {returncode}"
+
+
+def _tail(output: bytes, lines: int = 12) -> str:
+    return "\n".join(output.decode(errors="replace").strip().splitlines()[-lines:])

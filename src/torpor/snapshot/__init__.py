@@ -1,0 +1,1 @@
+"""What a snapshot is: its manifest, its files on a node, its way through a store."""
