@@ -21,9 +21,7 @@ DEFAULT_FILE = Path("/etc/torpor/torpor.toml")
 
 
 def _row(default: Any, parse: Callable[[str], Any], help_text: str, *, secret: bool = False) -> Any:  # noqa: ANN401
-    return field(
-        default=default, metadata={"parse": parse, "help": help_text, "secret": secret}
-    )
+    return field(default=default, metadata={"parse": parse, "help": help_text, "secret": secret})
 
 
 def _parse_int(text: str) -> int:
@@ -43,16 +41,26 @@ def _parse_accelerator(text: str) -> str:
 class Settings:
     """What one torpor process runs with. Sizes in bytes, durations in seconds."""
 
-    home: Path = _row(Path("/var/lib/torpor"), Path, "the node's own state: snapshots, images, journal")
-    store: str = _row("", str, "object store URL: file:///dir or s3://bucket/prefix; "
-                      "empty: a file store below home")
-    boot_dir: Path = _row(Path("/var/cache/torpor/boot"), Path,
-                          "kernel and initramfs that `torpor kernel install` made")
-    runtime_dir: Path = _row(Path("/run/torpor"), Path,
-                             "state of this host that all homes share: network slots, locks")
+    home: Path = _row(
+        Path("/var/lib/torpor"), Path, "the node's own state: snapshots, images, journal"
+    )
+    store: str = _row(
+        "",
+        str,
+        "object store URL: file:///dir or s3://bucket/prefix; empty: a file store below home",
+    )
+    boot_dir: Path = _row(
+        Path("/var/cache/torpor/boot"),
+        Path,
+        "kernel and initramfs that `torpor kernel install` made",
+    )
+    runtime_dir: Path = _row(
+        Path("/run/torpor"), Path, "state of this host that all homes share: network slots, locks"
+    )
     qemu: str = _row("qemu-system-x86_64", str, "QEMU program")
     accelerator: Literal["auto", "tcg", "kvm"] = _row(
-        "auto", _parse_accelerator, "auto takes KVM when the CPU flags show vmx or svm, else TCG")
+        "auto", _parse_accelerator, "auto takes KVM when the CPU flags show vmx or svm, else TCG"
+    )
     scratch_bytes: int = _row(1024**3, parse_size, "capacity of an instance's scratch disk")
     app_bytes: int = _row(64 * 1024**2, parse_size, "capacity of an app disk")
     net_pool: int = _row(0, _parse_int, "network slots kept ready when nothing uses them")
@@ -105,8 +113,14 @@ def describe_settings(settings: Settings) -> list[dict[str, str]]:
     for row in fields(Settings):
         value = getattr(settings, row.name)
         shown = "***" if row.metadata["secret"] and value else str(value)
-        rows.append({"key": row.name, "environment": env_name(row.name), "value": shown,
-                     "help": row.metadata["help"]})
+        rows.append(
+            {
+                "key": row.name,
+                "environment": env_name(row.name),
+                "value": shown,
+                "help": row.metadata["help"],
+            }
+        )
     return rows
 
 
@@ -128,4 +142,6 @@ def _parse(key: str, text: str, *, source: str) -> Any:  # noqa: ANN401
     try:
         return row.metadata["parse"](text)
     except TorporError as error:
-        raise InvalidInput(f"bad value in {source}", reason=error.message, hint=error.hint) from None
+        raise InvalidInput(
+            f"bad value in {source}", reason=error.message, hint=error.hint
+        ) from None

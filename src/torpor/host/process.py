@@ -57,7 +57,9 @@ class ProcessId:
         """SIGKILL, wait for the end and reap it if it is our child. Raises DeadlineExceeded."""
         self.signal(signal.SIGKILL)
         if not self.wait(timeout_s=timeout_s):
-            raise DeadlineExceeded(f"process {self.pid} did not end within {timeout_s} s of SIGKILL")
+            raise DeadlineExceeded(
+                f"process {self.pid} did not end within {timeout_s} s of SIGKILL"
+            )
 
     def wait(self, *, timeout_s: float) -> bool:
         """Wait until the process has ended; False if it runs on. Reaps our own children."""

@@ -130,7 +130,9 @@ def decode_manifest(encoded: bytes, digest: Digest) -> Manifest:
     try:
         version = msgspec.json.decode(encoded, type=_Versioned).format
     except msgspec.MsgspecError as error:
-        raise Damaged(f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)) from None
+        raise Damaged(
+            f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)
+        ) from None
     if version > FORMAT:
         raise Incompatible(
             f"snapshot {digest[:12]} has format {version}",
@@ -140,7 +142,9 @@ def decode_manifest(encoded: bytes, digest: Digest) -> Manifest:
     try:
         manifest = msgspec.json.decode(encoded, type=Manifest)
     except msgspec.MsgspecError as error:
-        raise Damaged(f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)) from None
+        raise Damaged(
+            f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)
+        ) from None
     problem = find_problem(manifest)
     if problem:
         raise Damaged(f"manifest of snapshot {digest[:12]} is inconsistent", reason=problem)
@@ -164,8 +168,12 @@ def find_problem(manifest: Manifest) -> str:
             if offset <= end or length <= 0 or offset + length > file.size_bytes:
                 return f"{name} extents overlap or lie outside the file"
             end = offset + length
-    for digest in (manifest.image, manifest.memory.digest, manifest.disk.digest,
-                   manifest.vmstate.digest):
+    for digest in (
+        manifest.image,
+        manifest.memory.digest,
+        manifest.disk.digest,
+        manifest.vmstate.digest,
+    ):
         try:
             parse_digest(digest)
         except InvalidInput as error:
