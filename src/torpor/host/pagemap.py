@@ -1,0 +1,192 @@
+"""Which pages of a private file mapping were written since the mapping was made, and their bytes.
+
+A page of a MAP_PRIVATE file mapping that is present (or swapped) and not file-backed is a copy that
+a write made (Documentation/admin-guide/mm/pagemap.rst in the kernel tree). Two ways to learn it:
+the PAGEMAP_SCAN ioctl of Linux 6.7, which walks only what is there, and reading
+/proc/PID/pagemap, eight bytes for each page of the mapping.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import InternalError, NoSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE_BYTES: Final = mmap.PAGESIZE
+
+_PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), include/uapi/linux/fs.h
+_IS_FILE = 1 << 2
+_IS_PRESENT = 1 << 3
+_IS_SWAPPED = 1 << 4
+_REGIONS_A_CALL = 4096
+
+_ENTRY_PRESENT = 1 << 63
+_ENTRY_SWAPPED = 1 << 62
+_ENTRY_FILE = 1 << 61
+
+_COPY_BYTES = 1 << 20
+
+
+class _ScanArgument(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "size",
+            "flags",
+            "start",
+            "end",
+            "walk_end",
+            "vec",
+            "vec_len",
+            "max_pages",
+            "category_inverted",
+            "category_mask",
+            "category_anyof_mask",
+            "return_mask",
+        )
+    )
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (
+        ("start", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("categories", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One contiguous private mapping of a whole file: addresses in the process, bytes."""
+
+    start: int
+    end: int
+
+
+def find_mapping(pid: int, path: Path) -> Mapping:
+    """Where a process maps the file at `path`, all its pieces joined.
+
+    QEMU's madvise calls may split one mapping into several adjacent areas. Raises InternalError if
+    the file is not mapped privately from its beginning in one piece.
+    """
+    wanted = path.stat()
+    device = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
+    start = end = 0
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, mode, offset, where, inode = line.split(maxsplit=5)[:5]
+        if where != device or int(inode) != wanted.st_ino:
+            continue
+        first, last = (int(number, 16) for number in span.split("-"))
+        if start == 0:
+            start = end = first
+        if mode[3] != "p" or first != end or int(offset, 16) != first - start:
+            raise InternalError(f"{path} is not one private mapping in process {pid}", reason=line)
+        end = last
+    if start == 0:
+        raise InternalError(f"process {pid} does not map {path}")
+    return Mapping(start, end)
+
+
+def has_scan_ioctl() -> bool:
+    """Whether this kernel has PAGEMAP_SCAN."""
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        argument = _ScanArgument(size=ctypes.sizeof(_ScanArgument))
+        try:
+            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+        except OSError as error:
+            return error.errno not in (errno.ENOTTY, errno.EINVAL)
+    return True
+
+
+def find_written(pid: int, mapping: Mapping) -> list[tuple[int, int]]:
+    """(offset, length) in bytes of all written runs of a mapping, ascending, not touching."""
+    scan = _scan_by_ioctl if has_scan_ioctl() else scan_by_reading
+    return _joined(scan(pid, mapping), mapping.start)
+
+
+def copy_written(pid: int, mapping: Mapping, runs: list[tuple[int, int]], target: int) -> None:
+    """Append the bytes of `runs` of a stopped process to the open file `target`.
+
+    Raises NoSpace, and ProcessLookupError or OSError when the process ends meanwhile.
+    """
+    buffer = memoryview(bytearray(_COPY_BYTES))
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        filled = 0
+        for offset, length in runs:
+            position, left = mapping.start + offset, length
+            while left:
+                got = os.preadv(memory, [buffer[filled : filled + left]], position)
+                if got == 0:
+                    raise ProcessLookupError(errno.ESRCH, f"memory of process {pid} is gone")
+                position, left, filled = position + got, left - got, filled + got
+                if filled == _COPY_BYTES:
+                    _write_all(target, buffer)
+                    filled = 0
+        _write_all(target, buffer[:filled])
+    finally:
+        os.close(memory)
+
+
+def _write_all(target: int, data: memoryview) -> None:
+    try:
+        while data:
+            data = data[os.write(target, data) :]
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace("the disk is full, memory could not be captured") from None
+        raise
+
+
+def _scan_by_ioctl(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
+    regions = (_Region * _REGIONS_A_CALL)()
+    argument = _ScanArgument(
+        size=ctypes.sizeof(_ScanArgument),
+        start=mapping.start,
+        end=mapping.end,
+        vec=ctypes.addressof(regions),
+        vec_len=_REGIONS_A_CALL,
+        category_inverted=_IS_FILE,
+        category_mask=_IS_FILE,
+        category_anyof_mask=_IS_PRESENT | _IS_SWAPPED,
+        return_mask=_IS_PRESENT | _IS_SWAPPED,
+    )
+    with Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
+        while argument.start < mapping.end:
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+            for region in regions[:count]:
+                yield region.start, region.end
+            argument.start = argument.walk_end
+
+
+def scan_by_reading(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
+    """Address ranges of written pages, read from /proc/PID/pagemap: for kernels before 6.7."""
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+        pagemap.seek(mapping.start // PAGE_BYTES * 8)
+        entries = array.array("Q", pagemap.read((mapping.end - mapping.start) // PAGE_BYTES * 8))
+    for index, entry in enumerate(entries):
+        if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & _ENTRY_FILE:
+            address = mapping.start + index * PAGE_BYTES
+            yield address, address + PAGE_BYTES
+
+
+def _joined(spans: Iterator[tuple[int, int]], base: int) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for first, last in spans:
+        offset, length = first - base, last - first
+        if runs and runs[-1][0] + runs[-1][1] == offset:
+            runs[-1] = (runs[-1][0], runs[-1][1] + length)
+        else:
+            runs.append((offset, length))
+    return runs

@@ -1,0 +1,284 @@
+"""The journal: what this home has made on the host, in SQLite, written before it is made.
+
+Tables:
+
+    instances  one row from before the first resource of an instance is made until after the last
+               one is gone. `state` is creating, running or stopping; `owner` is the process at
+               work on it while it is not running.
+    refs       name -> snapshot digest: a function, or a snapshot that was given a name
+    bases      key -> snapshot digest of a base
+
+Blocking; one connection a thread-hop, opened for each call, so it is safe from any thread and any
+number of processes. Write-ahead logging; a writer waits up to ten seconds for another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from torpor.errors import Conflict, Damaged, NoSpace, NotFound
+from torpor.host.process import ProcessId
+from torpor.units import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SCHEMA_VERSION: Final = 1
+_BUSY_S: Final = 10.0
+
+InstanceState = Literal["creating", "running", "stopping"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS instances (
+    id TEXT PRIMARY KEY,
+    function TEXT NOT NULL,
+    snapshot TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('creating', 'running', 'stopping')),
+    owner_pid INTEGER NOT NULL,
+    owner_ticks INTEGER NOT NULL,
+    vmm_pid INTEGER,
+    vmm_ticks INTEGER,
+    slot INTEGER,
+    address TEXT NOT NULL DEFAULT '',
+    port INTEGER NOT NULL DEFAULT 0,
+    created_ns INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS refs (
+    name TEXT PRIMARY KEY,
+    digest TEXT NOT NULL,
+    updated_ns INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS bases (
+    key TEXT PRIMARY KEY,
+    digest TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class InstanceRow:
+    """One instance as the journal knows it. `snapshot` is empty for one that was booted."""
+
+    id: str
+    function: str
+    snapshot: str
+    state: InstanceState
+    owner: ProcessId
+    vmm: ProcessId | None
+    slot: int | None
+    address: str
+    port: int
+    created_ns: int
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A name and the snapshot it points to."""
+
+    name: str
+    digest: Digest
+    updated_ns: int
+
+
+class Journal:
+    """The journal of one home."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file. Raises Damaged when it is not a journal, NoSpace."""
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._transaction() as database:
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise Damaged(
+                    f"the journal {path} has version {version}",
+                    reason=f"this torpor reads version {SCHEMA_VERSION}",
+                    hint="use the torpor that wrote it, or another --home",
+                )
+
+    def add_instance(self, instance_id: str, *, function: str, snapshot: str, port: int) -> None:
+        """Record an instance that is about to be made; this process owns it."""
+        owner = _this_process()
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO instances (id, function, snapshot, state, owner_pid, owner_ticks,"
+                " port, created_ns) VALUES (?, ?, ?, 'creating', ?, ?, ?, ?)",
+                (
+                    instance_id,
+                    function,
+                    snapshot,
+                    owner.pid,
+                    owner.start_ticks,
+                    port,
+                    time.time_ns(),
+                ),
+            )
+
+    def set_slot(self, instance_id: str, slot: int, address: str) -> None:
+        """Record the slot that an instance got."""
+        self._update(instance_id, "slot = ?, address = ?", (slot, address))
+
+    def set_vmm(self, instance_id: str, vmm: ProcessId) -> None:
+        """Record the VMM process of an instance."""
+        self._update(instance_id, "vmm_pid = ?, vmm_ticks = ?", (vmm.pid, vmm.start_ticks))
+
+    def set_running(self, instance_id: str) -> None:
+        """The instance is ready and belongs to nobody's command any more."""
+        self._update(instance_id, "state = 'running'", ())
+
+    def claim_stop(self, instance_id: str) -> InstanceRow | None:
+        """Take over the removal of an instance: the row, or None if it is gone already.
+
+        Raises Conflict while another live process makes or removes it.
+        """
+        me = _this_process()
+        with self._transaction() as database:
+            row = _fetch_instance(database, instance_id)
+            if row is None:
+                return None
+            if row.state != "running" and row.owner != me and row.owner.is_alive():
+                raise Conflict(
+                    f"instance {instance_id} is {row.state}",
+                    reason=f"process {row.owner.pid} is at work on it",
+                    hint="wait for that command to end",
+                )
+            database.execute(
+                "UPDATE instances SET state = 'stopping', owner_pid = ?, owner_ticks = ?"
+                " WHERE id = ?",
+                (me.pid, me.start_ticks, instance_id),
+            )
+            return row
+
+    def drop_instance(self, instance_id: str) -> None:
+        """Forget an instance of which nothing is left."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+
+    def instance(self, instance_id: str) -> InstanceRow:
+        """One instance by id or unique prefix. Raises NotFound, Conflict for several."""
+        rows = [row for row in self.instances() if row.id.startswith(instance_id)]
+        exact = [row for row in rows if row.id == instance_id]
+        if len(exact or rows) == 1:
+            return (exact or rows)[0]
+        if rows:
+            raise Conflict(
+                f"{instance_id!r} fits {len(rows)} instances",
+                hint=f"give more of the id: {', '.join(row.id for row in rows[:8])}",
+            )
+        raise NotFound(f"there is no instance {instance_id!r}", hint="`torpor ps` lists them")
+
+    def instances(self) -> list[InstanceRow]:
+        """All instances, oldest first."""
+        with self._transaction() as database:
+            rows = database.execute("SELECT * FROM instances ORDER BY created_ns, id").fetchall()
+        return [_to_instance(row) for row in rows]
+
+    def set_ref(self, name: str, digest: Digest) -> None:
+        """Point a name to a snapshot."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO refs VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+                " SET digest = excluded.digest, updated_ns = excluded.updated_ns",
+                (name, digest, time.time_ns()),
+            )
+
+    def ref(self, name: str) -> Ref | None:
+        """The ref of that name."""
+        return next((ref for ref in self.refs() if ref.name == name), None)
+
+    def refs(self) -> list[Ref]:
+        """All refs by name."""
+        with self._transaction() as database:
+            rows = database.execute("SELECT * FROM refs ORDER BY name").fetchall()
+        return [Ref(row["name"], Digest(row["digest"]), row["updated_ns"]) for row in rows]
+
+    def drop_ref(self, name: str) -> None:
+        """Forget a name; the snapshot stays until nothing points to it."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM refs WHERE name = ?", (name,))
+
+    def set_base(self, key: str, digest: Digest) -> None:
+        """Record the base for a key."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO bases VALUES (?, ?)", (key, digest))
+
+    def drop_base(self, digest: Digest) -> None:
+        """Forget a base."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM bases WHERE digest = ?", (digest,))
+
+    def bases(self) -> dict[str, Digest]:
+        """Key -> digest of every base."""
+        with self._transaction() as database:
+            rows = database.execute("SELECT * FROM bases").fetchall()
+        return {row["key"]: Digest(row["digest"]) for row in rows}
+
+    def _update(self, instance_id: str, assignment: str, values: tuple[object, ...]) -> None:
+        with self._transaction() as database:
+            database.execute(
+                f"UPDATE instances SET {assignment} WHERE id = ?",
+                (*values, instance_id),
+            )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            database = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+            with contextlib.closing(database):
+                database.row_factory = sqlite3.Row
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
+                database.execute("BEGIN IMMEDIATE")
+                yield database
+                database.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise _translated(error, self._path) from error
+
+
+def _this_process() -> ProcessId:
+    return ProcessId.of(os.getpid())
+
+
+def _fetch_instance(database: sqlite3.Connection, instance_id: str) -> InstanceRow | None:
+    row = database.execute("SELECT * FROM instances WHERE id = ?", (instance_id,)).fetchone()
+    return None if row is None else _to_instance(row)
+
+
+def _to_instance(row: sqlite3.Row) -> InstanceRow:
+    vmm = None if row["vmm_pid"] is None else ProcessId(row["vmm_pid"], row["vmm_ticks"])
+    return InstanceRow(
+        id=row["id"],
+        function=row["function"],
+        snapshot=row["snapshot"],
+        state=row["state"],
+        owner=ProcessId(row["owner_pid"], row["owner_ticks"]),
+        vmm=vmm,
+        slot=row["slot"],
+        address=row["address"],
+        port=row["port"],
+        created_ns=row["created_ns"],
+    )
+
+
+def _translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
+    if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        return NoSpace(f"the disk of {path} is full", reason=str(error))
+    if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+        return Conflict(
+            f"the journal {path} is locked by another command", hint="try again in a moment"
+        )
+    return Damaged(
+        f"the journal {path} cannot be used",
+        reason=str(error),
+        hint="use another --home, or restore this file from a backup",
+    )

@@ -1,0 +1,233 @@
+"""The Vmm interface: one VM process and what may be done with it in which state.
+
+                    boot
+          ┌───────────────────────► RUNNING ◄──┐
+    NEW ──┤  start        load         ▲       │ resume
+          └──────► STARTED ───► PAUSED ┴───────┤
+                                   ▲   pause   │
+                                   └───────────┘
+    any state ── stop, or any failure ──► DEAD
+
+A public method names the states it needs; called in another one it raises InternalError and
+changes nothing. A failure inside a method ends the VM process before the error leaves: after it
+the state is DEAD and nothing of the VM runs. All methods belong to one asyncio loop and are not to
+be called side by side on one object.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import enum
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torpor.errors import InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from pathlib import Path
+
+    from torpor.host.process import ProcessId
+    from torpor.snapshot.manifest import Machine, Platform
+    from torpor.units import Digest
+
+R = TypeVar("R")
+
+
+class VmmState(enum.Enum):
+    """Where a VM is in its life."""
+
+    NEW = "new"
+    STARTED = "started"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """Everything that one VM process is made of.
+
+    `directory` is the instance's own, where sockets and logs go. `memory` is the file that becomes
+    the guest's memory by private mapping: it is never written. `namespace` is the network namespace
+    in which `tap` exists; None runs the VM without a network.
+    """
+
+    directory: Path
+    machine: Machine
+    kernel: Path
+    initramfs: Path
+    command_line: str
+    memory: Path
+    image: Path
+    scratch: Path
+    app: Path
+    namespace: str | None = None
+    tap: str = "tap0"
+    guest_mac: str = "06:00:ac:10:00:02"
+
+    @property
+    def console_log(self) -> Path:
+        """Everything the guest's console printed."""
+        return self.directory / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        """What the VMM process itself printed."""
+        return self.directory / "vmm.log"
+
+
+@dataclass(frozen=True)
+class WrittenMemory:
+    """Guest memory written since the VM's memory file was mapped.
+
+    `runs` are (offset, length) in bytes, ascending, multiples of the page size; `data` holds the
+    bytes of the runs one after the other.
+    """
+
+    runs: list[tuple[int, int]] = field(repr=False)
+    data: Path
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in all runs."""
+        return sum(length for _, length in self.runs)
+
+
+class Vmm(abc.ABC):
+    """One VM. Drivers implement the underscored methods; the guard round them is here."""
+
+    def __init__(self, config: VmConfig) -> None:
+        self.config = config
+        self.state = VmmState.NEW
+        self.observers: list[Callable[[VmmState], None]] = []
+
+    @property
+    @abc.abstractmethod
+    def process(self) -> ProcessId | None:
+        """The VM's process, None before it started."""
+
+    async def boot(self) -> None:
+        """NEW -> RUNNING: start the process and the kernel. Raises VmmFailed, HostUnfit."""
+        await self._step(self._boot, {VmmState.NEW}, VmmState.RUNNING)
+
+    async def start(self) -> None:
+        """NEW -> STARTED: start the process so that device state can be loaded into it."""
+        await self._step(self._start, {VmmState.NEW}, VmmState.STARTED)
+
+    async def load(self, vmstate: Path) -> None:
+        """STARTED -> PAUSED: load device state made by `save_state` over the same memory.
+
+        Raises VmmFailed with the VMM's own words when it refuses.
+        """
+        await self._step(
+            functools.partial(self._load, vmstate), {VmmState.STARTED}, VmmState.PAUSED
+        )
+
+    async def resume(self) -> None:
+        """PAUSED -> RUNNING."""
+        await self._step(self._resume, {VmmState.PAUSED}, VmmState.RUNNING)
+
+    async def pause(self) -> None:
+        """RUNNING -> PAUSED: all vCPUs stand still and all disk writes have reached the files."""
+        await self._step(self._pause, {VmmState.RUNNING}, VmmState.PAUSED)
+
+    async def save_state(self, vmstate: Path) -> None:
+        """PAUSED: write the device state (no memory, no disk) to a new file."""
+        await self._step(
+            functools.partial(self._save_state, vmstate), {VmmState.PAUSED}, VmmState.PAUSED
+        )
+
+    async def copy_written_memory(self, data: Path) -> WrittenMemory:
+        """PAUSED: copy every page written since the memory file was mapped to a new file."""
+        return await self._step(
+            functools.partial(self._copy_written_memory, data), {VmmState.PAUSED}, VmmState.PAUSED
+        )
+
+    async def stop(self) -> None:
+        """Any state -> DEAD: end the process and wait for its end. Safe to repeat."""
+        if self.state is not VmmState.DEAD:
+            self._enter(VmmState.DEAD)
+            await self._stop()
+
+    async def _step(
+        self, work: Callable[[], Awaitable[R]], needs: set[VmmState], then: VmmState
+    ) -> R:
+        if self.state not in needs:
+            names = " or ".join(sorted(state.value for state in needs))
+            raise InternalError(f"the VM is {self.state.value}, it has to be {names}")
+        try:
+            result = await work()
+        except BaseException:
+            await finish(self.stop())
+            raise
+        self._enter(then)
+        return result
+
+    def _enter(self, state: VmmState) -> None:
+        if state is not self.state:
+            self.state = state
+            for observer in self.observers:
+                observer(state)
+
+    @abc.abstractmethod
+    async def _boot(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _start(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _load(self, vmstate: Path) -> None: ...
+
+    @abc.abstractmethod
+    async def _resume(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _pause(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _save_state(self, vmstate: Path) -> None: ...
+
+    @abc.abstractmethod
+    async def _copy_written_memory(self, data: Path) -> WrittenMemory: ...
+
+    @abc.abstractmethod
+    async def _stop(self) -> None: ...
+
+
+class Driver(abc.ABC):
+    """Makes VMs of one kind."""
+
+    @abc.abstractmethod
+    def platform(self, kernel: Digest) -> Platform:
+        """What snapshots made here depend on. Blocking; HostUnfit when the VMM is missing."""
+
+    @abc.abstractmethod
+    def create(self, config: VmConfig) -> Vmm:
+        """A VM in state NEW; nothing is started yet."""
+
+    @abc.abstractmethod
+    async def adopt(self, config: VmConfig, process: ProcessId) -> Vmm:
+        """The VM that another process of torpor started and that is RUNNING.
+
+        Raises VmmFailed when it does not answer or does not run.
+        """
+
+
+async def finish(work: Coroutine[Any, Any, R]) -> R:
+    """Run `work` to its end however often we are cancelled, then let the cancellation through."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except BaseException:
+            break
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

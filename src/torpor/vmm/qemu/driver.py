@@ -1,0 +1,248 @@
+"""QEMU as a Vmm: start, load, pause, save, written memory by pagemap, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import HostUnfit, VmmFailed
+from torpor.host import cpu, pagemap, process
+from torpor.host.cancel import in_thread
+from torpor.snapshot.manifest import Platform
+from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
+from torpor.vmm.qemu import arguments
+from torpor.vmm.qemu.monitor import Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torpor.config import Settings
+    from torpor.host.process import ProcessId
+    from torpor.units import Digest
+
+_CPU_MODELS: Final = {"tcg": "max", "kvm": "host"}
+_VERSION = re.compile(r"version (\d+\.\d+(?:\.\d+)?)")
+_SOCKET_NAME: Final = "qmp.sock"
+
+
+class QemuDriver(Driver):
+    """QEMU with the microvm machine under KVM or TCG."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._program = settings.qemu
+        self.accelerator = cpu.choose_accelerator(settings.accelerator)
+        self.cpu_model = _CPU_MODELS[self.accelerator]
+
+    def platform(self, kernel: Digest) -> Platform:
+        """See Driver. Under TCG the guest's CPU is QEMU's own, whatever the host has."""
+        native = self.accelerator == "kvm"
+        return Platform(
+            architecture=os.uname().machine,
+            vmm="qemu",
+            vmm_version=_version(self._program),
+            machine_type=arguments.MACHINE_TYPE,
+            accelerator=self.accelerator,
+            cpu_model=self.cpu_model,
+            cpu_vendor=cpu.vendor() if native else "",
+            cpu_flags=tuple(sorted(cpu.flags())) if native else (),
+            page_bytes=pagemap.PAGE_BYTES,
+            kernel=kernel,
+        )
+
+    def create(self, config: VmConfig) -> QemuVmm:
+        """See Driver."""
+        return QemuVmm(
+            config, program=self._program, accelerator=self.accelerator, cpu_model=self.cpu_model
+        )
+
+    async def adopt(self, config: VmConfig, process: ProcessId) -> QemuVmm:
+        """See Driver."""
+        vmm = self.create(config)
+        await vmm.attach(process)
+        return vmm
+
+
+class QemuVmm(Vmm):
+    """One QEMU process."""
+
+    def __init__(self, config: VmConfig, *, program: str, accelerator: str, cpu_model: str) -> None:
+        super().__init__(config)
+        self._program = program
+        self._accelerator = accelerator
+        self._cpu_model = cpu_model
+        self._process: ProcessId | None = None
+        self._monitor: Monitor | None = None
+
+    @property
+    def process(self) -> ProcessId | None:
+        """See Vmm."""
+        return self._process
+
+    async def attach(self, identity: ProcessId) -> None:
+        """Take over a running QEMU that another process of torpor started. Raises VmmFailed."""
+        self._process = identity
+        try:
+            status = await (await self._connect()).execute("query-status")
+        except BaseException:
+            await self._disconnect()
+            raise
+        if status["status"] != "running":
+            await self._disconnect()
+            raise VmmFailed(f"QEMU process {identity.pid} does not run", reason=status["status"])
+        self._enter(VmmState.RUNNING)
+
+    async def detach(self) -> None:
+        """Let go of a VM that is to outlive this process of torpor."""
+        await self._disconnect()
+
+    async def _boot(self) -> None:
+        await self._launch([])
+
+    async def _start(self) -> None:
+        await self._launch(["-S", "-incoming", "defer"])
+
+    async def _load(self, vmstate: Path) -> None:
+        monitor = await self._connected()
+        events = {"capability": "events", "state": True}
+        with _opened(vmstate) as descriptor:
+            await self._command("migrate-set-capabilities", capabilities=[events])
+            await monitor.send_descriptor(descriptor, "vmstate")
+        with self._explained():
+            status = await monitor.execute_until(
+                "migrate-incoming",
+                {"uri": "fd:vmstate"},
+                event="MIGRATION",
+                statuses=("completed", "failed"),
+            )
+        if status != "completed":
+            raise VmmFailed("QEMU refused the device state", reason=self._last_words())
+
+    async def _resume(self) -> None:
+        await self._command("cont")
+
+    async def _pause(self) -> None:
+        await self._command("stop")
+
+    async def _save_state(self, vmstate: Path) -> None:
+        await self._command("xen-save-devices-state", filename=str(vmstate), live=True)
+
+    async def _copy_written_memory(self, data: Path) -> WrittenMemory:
+        assert self._process is not None
+        return await in_thread(_copy_written, self._process.pid, self.config.memory, data)
+
+    async def _stop(self) -> None:
+        await self._disconnect()
+        if self._process is not None:
+            await in_thread(self._process.kill)
+
+    async def _launch(self, extra: list[str]) -> None:
+        self._process = await in_thread(self._spawn, extra)
+        await self._connected()
+
+    def _spawn(self, extra: list[str]) -> ProcessId:
+        config = self.config
+        with _listening(config.directory / _SOCKET_NAME) as listener:
+            command = [
+                self._program,
+                *arguments.machine_arguments(
+                    config, accelerator=self._accelerator, cpu_model=self._cpu_model
+                ),
+                *arguments.kernel_arguments(config),
+                *arguments.device_arguments(config),
+                *arguments.monitor_arguments(listener.fileno()),
+                *extra,
+            ]
+            if config.namespace is not None:
+                command = ["nsenter", f"--net=/run/netns/{config.namespace}", "--", *command]
+            return process.spawn(
+                command, log=config.vmm_log, cwd=config.directory, pass_fds=[listener.fileno()]
+            )
+
+    async def _connected(self) -> Monitor:
+        if self._monitor is None:
+            with self._explained():
+                await self._connect()
+        assert self._monitor is not None
+        return self._monitor
+
+    async def _connect(self) -> Monitor:
+        monitor = Monitor(self.config.directory.name)
+        await monitor.connect(self.config.directory / _SOCKET_NAME)
+        self._monitor = monitor
+        return monitor
+
+    async def _disconnect(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            await monitor.close()
+
+    async def _command(self, command: str, **arguments: object) -> None:
+        monitor = await self._connected()
+        with self._explained():
+            await monitor.execute(command, **arguments)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add what QEMU printed to an error that it caused."""
+        try:
+            yield
+        except VmmFailed as error:
+            words = self._last_words()
+            if not words:
+                raise
+            raise VmmFailed(error.message, reason=words, hint=error.hint) from None
+
+    def _last_words(self) -> str:
+        try:
+            lines = self.config.vmm_log.read_text(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(line for line in lines[-6:] if "vmdescription" not in line)
+
+
+def _copy_written(pid: int, memory: Path, data: Path) -> WrittenMemory:
+    try:
+        mapping = pagemap.find_mapping(pid, memory)
+        runs = pagemap.find_written(pid, mapping)
+        with data.open("wb", buffering=0) as target:
+            pagemap.copy_written(pid, mapping, runs, target.fileno())
+    except (ProcessLookupError, FileNotFoundError) as error:
+        raise VmmFailed(f"process {pid} ended during capture", reason=str(error)) from None
+    return WrittenMemory(runs, data)
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A listening Unix socket; its directory is entered because a socket's path is short."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            listener.bind(f"/proc/self/fd/{parent}/{path.name}")
+        finally:
+            os.close(parent)
+        listener.listen(4)
+        yield listener
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=4)
+def _version(program: str) -> str:
+    words = process.run([program, "--version"], timeout_s=20, hint="run `make setup`")
+    found = _VERSION.search(words)
+    if found is None:
+        raise HostUnfit(f"{program} does not tell its version", reason=words.splitlines()[0])
+    return found[1]
