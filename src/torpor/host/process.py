@@ -214,3 +214,21 @@ def _status(returncode: int) -> str:
 
 def _tail(output: bytes, lines: int = 12) -> str:
     return "\n".join(output.decode(errors="replace").strip().splitlines()[-lines:])
+
+
+def find_processes_in(directory: Path) -> list[ProcessId]:
+    """Live processes whose working directory is `directory` or below it (proc(5), /proc/PID/cwd).
+
+    A directory that only torpor makes is a name of its own: this finds a child whose maker died
+    before it could write the pid down.
+    """
+    wanted = os.path.realpath(directory)
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            where = os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)")
+            if where == wanted or where.startswith(f"{wanted}/"):
+                found.append(ProcessId.of(int(entry)))
+    return found

@@ -10,7 +10,9 @@
 
 A public method names the states it needs; called in another one it raises InternalError and
 changes nothing. A failure inside a method ends the VM process before the error leaves: after it
-the state is DEAD and nothing of the VM runs. All methods belong to one asyncio loop and are not to
+the state is DEAD and nothing of the VM runs. The two that only read a paused VM (`save_state`,
+`copy_written_memory`) leave it PAUSED as long as its process lives, so that a full disk does not
+cost anybody an instance. All methods belong to one asyncio loop and are not to
 be called side by side on one object.
 """
 
@@ -152,6 +154,10 @@ class Vmm(abc.ABC):
             self._enter(VmmState.DEAD)
             await self._stop()
 
+    async def detach(self) -> None:
+        """Let go of a VM that is to outlive this process; RUNNING or PAUSED, it stays so."""
+        await self._detach()
+
     async def _step(
         self, work: Callable[[], Awaitable[R]], needs: set[VmmState], then: VmmState
     ) -> R:
@@ -161,7 +167,9 @@ class Vmm(abc.ABC):
         try:
             result = await work()
         except BaseException:
-            await finish(self.stop())
+            alive = self.process is not None and self.process.is_alive()
+            if not (alive and self.state is then is VmmState.PAUSED):
+                await finish(self.stop())
             raise
         self._enter(then)
         return result
@@ -195,6 +203,9 @@ class Vmm(abc.ABC):
 
     @abc.abstractmethod
     async def _stop(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _detach(self) -> None: ...
 
 
 class Driver(abc.ABC):

@@ -96,10 +96,6 @@ class QemuVmm(Vmm):
             raise VmmFailed(f"QEMU process {identity.pid} does not run", reason=status["status"])
         self._enter(VmmState.RUNNING)
 
-    async def detach(self) -> None:
-        """Let go of a VM that is to outlive this process of torpor."""
-        await self._disconnect()
-
     async def _boot(self) -> None:
         await self._launch([])
 
@@ -139,6 +135,9 @@ class QemuVmm(Vmm):
         await self._disconnect()
         if self._process is not None:
             await in_thread(self._process.kill)
+
+    async def _detach(self) -> None:
+        await self._disconnect()
 
     async def _launch(self, extra: list[str]) -> None:
         self._process = await in_thread(self._spawn, extra)

@@ -1,0 +1,120 @@
+"""A snapshot of a running instance: memory, device state and scratch disk of one instant.
+
+Inside the pause: device state, the pages written since the instance's memory was mapped, the
+scratch disk. Everything else - laying those pages over the parent's memory, hashing, the
+manifest - happens after it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torpor.host.cancel import in_thread
+from torpor.host.sparse import copy_sparse, write_page_runs
+from torpor.node.timeline import Timeline
+from torpor.vmm.interface import VmmState, finish
+
+if TYPE_CHECKING:
+    from torpor.node.instance import Instance
+    from torpor.node.parts import Parts
+    from torpor.snapshot.local import LocalSnapshot, Staging
+    from torpor.snapshot.manifest import Function, Kind
+    from torpor.units import Digest
+    from torpor.vmm.interface import WrittenMemory
+
+_SYNC_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A new snapshot on this node; the pause and the memory that was written since the parent."""
+
+    snapshot: LocalSnapshot
+    pause_s: float
+    written_bytes: int
+    timeline: Timeline
+
+
+async def capture(
+    parts: Parts,
+    instance: Instance,
+    *,
+    kind: Kind,
+    function: Function | None,
+    then: Literal["resume", "stop"],
+) -> Captured:
+    """Snapshot a RUNNING instance, which then runs on or is stopped.
+
+    When it fails the instance runs on if its VMM still lives, and nothing of the snapshot is left.
+    Raises NoSpace, VmmFailed, GuestFailed.
+    """
+    timeline = Timeline()
+    with timeline.step("sync"):
+        await instance.with_agent(lambda agent: agent.sync(), timeout_s=_SYNC_TIMEOUT_S)
+    with parts.snapshots.stage() as staging:
+        created_ns = time.time_ns()
+        began = time.perf_counter()
+        try:
+            written = await _freeze(instance, staging, timeline)
+        except BaseException:
+            await finish(_resume_if_paused(instance))
+            raise
+        if then == "resume":
+            await instance.vmm.resume()
+        pause_s = time.perf_counter() - began
+        if then == "stop":
+            await instance.vmm.stop()
+        with timeline.step("assemble"):
+            await in_thread(_assemble, staging, instance.parent, written, instance)
+        with timeline.step("publish"):
+            digest = await in_thread(
+                staging.publish,
+                kind=kind,
+                created_ns=created_ns,
+                parent=_parent_digest(instance),
+                platform=parts.driver.platform(parts.boot_files().kernel_digest),
+                machine=instance.machine,
+                image=instance.image,
+                function=function,
+            )
+    snapshot = await in_thread(parts.snapshots.get, digest)
+    return Captured(snapshot, pause_s, written.size_bytes, timeline)
+
+
+async def _freeze(instance: Instance, staging: Staging, timeline: Timeline) -> WrittenMemory:
+    """What happens inside the pause."""
+    vmm = instance.vmm
+    with timeline.step("pause"):
+        await vmm.pause()
+    with timeline.step("device state"):
+        await vmm.save_state(staging.vmstate)
+    with timeline.step("written memory"):
+        written = await vmm.copy_written_memory(staging.directory / "written")
+    with timeline.step("disk"):
+        await in_thread(copy_sparse, vmm.config.scratch, staging.disk)
+    return written
+
+
+async def _resume_if_paused(instance: Instance) -> None:
+    if instance.vmm.state is VmmState.PAUSED:
+        await instance.vmm.resume()
+
+
+def _assemble(
+    staging: Staging, parent: LocalSnapshot | None, written: WrittenMemory, instance: Instance
+) -> None:
+    """The whole memory: the parent's, or zeros, with the written pages laid over it."""
+    if parent is not None:
+        copy_sparse(parent.memory, staging.memory)
+    else:
+        with staging.memory.open("wb") as stream:
+            stream.truncate(instance.machine.memory_bytes)
+    with staging.memory.open("r+b", buffering=0) as target, written.data.open("rb") as source:
+        write_page_runs(target.fileno(), written.runs, source.fileno())
+    written.data.unlink()
+
+
+def _parent_digest(instance: Instance) -> Digest | None:
+    return None if instance.parent is None else instance.parent.digest

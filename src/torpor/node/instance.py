@@ -1,0 +1,378 @@
+"""One instance: made by booting or by restoring, woken, and removed without a trace.
+
+Order of making: journal row, directory, slot, files, VMM process, resume, wake; the order of
+removal is the reverse, and the row goes last. Whatever is interrupted in between is found by the
+row and undone by `reconcile`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from torpor.errors import (
+    GuestFailed,
+    Incompatible,
+    NotFound,
+    TorporError,
+    VmmFailed,
+)
+from torpor.host.cancel import checkpoint, in_thread
+from torpor.host.process import find_processes_in
+from torpor.host.sparse import copy_sparse
+from torpor.image.agent import AGENT_PORT, AgentClient
+from torpor.image.kernel import KERNEL_CMDLINE
+from torpor.image.scratch import make_empty_app, make_scratch
+from torpor.node.parts import log
+from torpor.node.timeline import Timeline
+from torpor.vmm.interface import VmConfig, Vmm, finish
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from torpor.net.registry import Slot
+    from torpor.node.journal import InstanceRow
+    from torpor.node.parts import Parts
+    from torpor.snapshot.local import LocalSnapshot
+    from torpor.snapshot.manifest import Function, Machine
+    from torpor.units import Digest
+
+T = TypeVar("T")
+
+_CONNECT_ATTEMPT_S = 0.1
+_WAKE_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Instance:
+    """A live instance and the means to talk to it. Belongs to one asyncio loop."""
+
+    id: str
+    directory: Path
+    vmm: Vmm
+    slot: Slot
+    function: Function | None
+    machine: Machine
+    image: Digest
+    parent: LocalSnapshot | None
+    timeline: Timeline = field(default_factory=Timeline)
+
+    @property
+    def address(self) -> str:
+        """The clone IP: where this host reaches the function."""
+        return str(self.slot.addresses.clone_ip)
+
+    async def with_agent(self, use: Callable[[AgentClient], T], *, timeout_s: float) -> T:
+        """Run one exchange with the agent in a thread. Raises GuestFailed, VmmFailed."""
+        try:
+            return await in_thread(self._talk, use, timeout_s)
+        except GuestFailed as error:
+            process = self.vmm.process
+            if process is not None and not process.is_alive():
+                raise VmmFailed(
+                    f"the VMM of instance {self.id} ended", reason=self.last_words()
+                ) from None
+            raise GuestFailed(
+                error.message, reason=error.reason, hint=error.hint or self.last_words()
+            ) from None
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of the console and of the VMM's own output, for error messages."""
+        return read_tail(self.vmm.config.console_log, lines) or read_tail(
+            self.vmm.config.vmm_log, lines
+        )
+
+    def _talk(self, use: Callable[[AgentClient], T], timeout_s: float) -> T:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            checkpoint()
+            process = self.vmm.process
+            if process is not None and not process.is_alive():
+                raise GuestFailed("the guest is gone")
+            try:
+                connection = self.slot.connect(AGENT_PORT, timeout_s=_CONNECT_ATTEMPT_S)
+                break
+            except (OSError, TorporError) as error:
+                if time.monotonic() > deadline:
+                    raise GuestFailed(
+                        f"the agent did not answer within {timeout_s:.0f} s", reason=str(error)
+                    ) from None
+        with connection:
+            return use(AgentClient(connection, timeout_s=max(deadline - time.monotonic(), 0.1)))
+
+
+def read_tail(path: Path, lines: int) -> str:
+    """The last lines of a log, empty when there is none."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 64 * 1024))
+            text = stream.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.replace("\r", "").strip().splitlines()[-lines:])
+
+
+def new_instance_id(prefix: str) -> str:
+    """A fresh id; it is also the guest's hostname."""
+    return f"{prefix[:40].replace('.', '-').strip('-')}-{secrets.token_hex(4)}"
+
+
+class Instances:
+    """Makes and removes the instances of one node."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def boot(
+        self,
+        machine: Machine,
+        image: Digest,
+        *,
+        app: Path | None = None,
+        label: str = "base",
+        timeline: Timeline | None = None,
+    ) -> Instance:
+        """Boot the image and wait for its agent. Without `app` its disk is an empty placeholder.
+
+        Raises VmmFailed, GuestFailed, HostUnfit, NoSpace; nothing is left of a failed boot.
+        """
+        timeline = timeline or Timeline()
+        async with self._making(label, function=None, snapshot="", timeline=timeline) as making:
+            directory = making.directory
+            with timeline.step("files"):
+                await in_thread(make_scratch, directory / "scratch", machine.scratch_bytes)
+                await in_thread(_make_zeros, directory / "memory", machine.memory_bytes)
+                if app is None:
+                    await in_thread(make_empty_app, directory / "app", machine.app_bytes)
+            config = self._config(
+                making, machine, image, directory / "memory", app or directory / "app"
+            )
+            instance = making.become(self._parts.driver.create(config), machine, image, None)
+            with timeline.step("boot"):
+                await instance.vmm.boot()
+                self._record_process(instance)
+                await instance.with_agent(
+                    lambda agent: agent.ping(), timeout_s=self._parts.settings.boot_timeout_s
+                )
+            await self._wake(instance)
+            return instance
+
+    async def restore(
+        self,
+        snapshot: LocalSnapshot,
+        *,
+        app: Path | None = None,
+        label: str = "",
+        timeline: Timeline | None = None,
+    ) -> Instance:
+        """Make an instance from a snapshot; it is ready when this returns.
+
+        `app` is the app disk to attach, by default the one that the snapshot names. Raises
+        Incompatible before anything is made, then as `boot` does.
+        """
+        manifest = snapshot.manifest
+        timeline = timeline or Timeline()
+        with timeline.step("check"):
+            app = await in_thread(self._check_fits, snapshot, app)
+        function = manifest.function
+        label = label or (function.name if function else "base")
+        async with self._making(
+            label, function=function, snapshot=snapshot.digest, timeline=timeline
+        ) as making:
+            with timeline.step("scratch"):
+                await in_thread(copy_sparse, snapshot.disk, making.directory / "scratch")
+            if app is None:
+                app = making.directory / "app"
+                await in_thread(make_empty_app, app, manifest.machine.app_bytes)
+            config = self._config(making, manifest.machine, manifest.image, snapshot.memory, app)
+            instance = making.become(
+                self._parts.driver.create(config), manifest.machine, manifest.image, snapshot
+            )
+            with timeline.step("vmm start"):
+                await instance.vmm.start()
+            self._record_process(instance)
+            with timeline.step("load"):
+                await instance.vmm.load(snapshot.vmstate)
+            with timeline.step("resume"):
+                await instance.vmm.resume()
+            await self._wake(instance)
+            return instance
+
+    async def adopt(self, row: InstanceRow) -> Instance:
+        """Take over a running instance that another command left running."""
+        snapshot = await in_thread(self._parts.snapshots.get, row.snapshot)
+        if row.vmm is None or row.slot is None:
+            raise NotFound(f"instance {row.id} is not running")
+        manifest = snapshot.manifest
+        slot = await in_thread(self._parts.slots.get, row.slot)
+        directory = self._parts.instances_dir / row.id
+        making = _Making(row.id, directory, slot, manifest.function, Timeline())
+        app = self._parts.images.path(manifest.function.app) if manifest.function else directory
+        config = self._config(making, manifest.machine, manifest.image, snapshot.memory, app)
+        vmm = await self._parts.driver.adopt(config, row.vmm)
+        return making.become(vmm, manifest.machine, manifest.image, snapshot)
+
+    async def release(self, instance: Instance) -> None:
+        """Leave an instance running for later commands."""
+        self._parts.journal.set_running(instance.id)
+        await instance.vmm.detach()
+
+    async def stop(self, instance: Instance) -> None:
+        """End an instance in order: the function is told, its disk unmounted, then it goes.
+
+        A guest that does not answer is ended all the same.
+        """
+        with contextlib.suppress(TorporError):
+            await instance.with_agent(lambda agent: agent.stop(), timeout_s=_STOP_TIMEOUT_S)
+        await finish(self.destroy(instance.id, vmm=instance.vmm))
+
+    async def destroy(self, instance_id: str, *, vmm: Vmm | None = None) -> None:
+        """Remove everything of an instance from the host, in whatever state it is.
+
+        Idempotent. Raises Conflict while another live process makes or removes it.
+        """
+        row = await in_thread(self._parts.journal.claim_stop, instance_id)
+        if vmm is not None:
+            await vmm.stop()
+        if row is None:
+            return
+        await in_thread(self._remove, row)
+
+    def _remove(self, row: InstanceRow) -> None:
+        directory = self._parts.instances_dir / row.id
+        if row.vmm is not None and row.vmm.is_alive():
+            row.vmm.kill()
+        for process in find_processes_in(directory):
+            process.kill()
+        self._parts.slots.release_instance(self._parts.settings.home, row.id)
+        shutil.rmtree(directory, ignore_errors=True)
+        self._parts.journal.drop_instance(row.id)
+        log.info("instance removed id=%s", row.id)
+
+    @contextlib.asynccontextmanager
+    async def _making(
+        self, label: str, *, function: Function | None, snapshot: str, timeline: Timeline
+    ) -> AsyncIterator[_Making]:
+        """Row, directory and slot of a new instance; all of it goes again if the body fails."""
+        instance_id = new_instance_id(label)
+        journal = self._parts.journal
+        journal.add_instance(
+            instance_id,
+            function=function.name if function else "",
+            snapshot=snapshot,
+            port=function.port if function else 0,
+        )
+        making: _Making | None = None
+        try:
+            directory = self._parts.instances_dir / instance_id
+            directory.mkdir(mode=0o700)
+            with timeline.step("slot"):
+                slot = await in_thread(
+                    self._parts.slots.allocate, self._parts.settings.home, instance_id
+                )
+            journal.set_slot(instance_id, slot.number, str(slot.addresses.clone_ip))
+            making = _Making(instance_id, directory, slot, function, timeline)
+            yield making
+        except BaseException:
+            made = making.instance if making else None
+            await finish(self.destroy(instance_id, vmm=made.vmm if made else None))
+            raise
+
+    def _config(
+        self, making: _Making, machine: Machine, image: Digest, memory: Path, app: Path
+    ) -> VmConfig:
+        boot = self._parts.boot_files()
+        return VmConfig(
+            directory=making.directory,
+            machine=machine,
+            kernel=boot.kernel,
+            initramfs=boot.initramfs,
+            command_line=KERNEL_CMDLINE,
+            memory=memory,
+            image=self._parts.images.path(image),
+            scratch=making.directory / "scratch",
+            app=app,
+            namespace=making.slot.addresses.namespace,
+            tap=making.slot.addresses.tap,
+            guest_mac=making.slot.addresses.guest_mac,
+        )
+
+    def _check_fits(self, snapshot: LocalSnapshot, app: Path | None) -> Path | None:
+        """Refuse what this host cannot run; the app disk to attach otherwise."""
+        manifest = snapshot.manifest
+        here = self._parts.driver.platform(self._parts.boot_files().kernel_digest)
+        differences = manifest.platform.differences(here)
+        wanted = {"image": manifest.image}
+        if manifest.function is not None and app is None:
+            wanted["app"] = manifest.function.app
+        for what, digest in wanted.items():
+            if not self._parts.images.has(digest):
+                differences.append(f"{what} {digest[:12]} is not on this node")
+        if differences:
+            raise Incompatible(
+                f"snapshot {snapshot.digest[:12]} cannot run on this host",
+                reason="; ".join(differences),
+                hint="restore it on a host like the one that made it, or deploy the function here",
+            )
+        if manifest.function is not None and app is None:
+            return self._parts.images.path(manifest.function.app)
+        return app
+
+    def _record_process(self, instance: Instance) -> None:
+        process = instance.vmm.process
+        assert process is not None
+        self._parts.journal.set_vmm(instance.id, process)
+
+    async def _wake(self, instance: Instance) -> None:
+        """Clock, entropy, identity, hooks; before it no clone may serve."""
+        with instance.timeline.step("wake"):
+            await instance.with_agent(
+                lambda agent: agent.wake(
+                    time_ns=time.time_ns(),
+                    entropy=secrets.token_bytes(64),
+                    hostname=instance.id,
+                    instance_id=instance.id,
+                ),
+                timeout_s=_WAKE_TIMEOUT_S,
+            )
+
+
+@dataclass
+class _Making:
+    """An instance on its way: what exists of it so far."""
+
+    id: str
+    directory: Path
+    slot: Slot
+    function: Function | None
+    timeline: Timeline
+    instance: Instance | None = None
+
+    def become(
+        self, vmm: Vmm, machine: Machine, image: Digest, parent: LocalSnapshot | None
+    ) -> Instance:
+        """The instance, now that there is a VM for it."""
+        self.instance = Instance(
+            id=self.id,
+            directory=self.directory,
+            vmm=vmm,
+            slot=self.slot,
+            function=self.function,
+            machine=machine,
+            image=image,
+            parent=parent,
+            timeline=self.timeline,
+        )
+        return self.instance
+
+
+def _make_zeros(path: Path, size_bytes: int) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(size_bytes)

@@ -1,0 +1,82 @@
+"""One HTTP request to an instance, and the waiting for a function to answer its first."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torpor.errors import DeadlineExceeded, FunctionFailed, InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a function answered."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a function."""
+
+    method: str = "GET"
+    path: str = "/"
+    headers: Sequence[tuple[str, str]] = ()
+    body: bytes | None = None
+
+
+def send_request(address: str, port: int, request: Request, *, timeout_s: float) -> Response:
+    """Send one request and read the whole answer. Blocking.
+
+    Raises FunctionFailed when the function refuses, drops or garbles the connection,
+    DeadlineExceeded when it is silent for `timeout_s`, InvalidInput for a malformed request.
+    """
+    what = f"{request.method} {request.path}"
+    began = time.perf_counter()
+    connection = http.client.HTTPConnection(address, port, timeout=timeout_s)
+    try:
+        connection.putrequest(request.method, request.path)
+        for name, value in _with_length(request):
+            connection.putheader(name, value)
+        connection.endheaders(request.body)
+        answer = connection.getresponse()
+        body = answer.read()
+    except (http.client.InvalidURL, ValueError) as error:
+        raise InvalidInput(f"cannot send {what!r}", reason=str(error)) from None
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"no answer to {what} within {timeout_s:.0f} s",
+            hint="look at `torpor logs`, or raise request_timeout_s",
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise FunctionFailed(
+            f"the function did not answer {what}", reason=str(error) or type(error).__name__
+        ) from None
+    finally:
+        connection.close()
+    return Response(
+        answer.status,
+        answer.reason,
+        tuple(answer.getheaders()),
+        body,
+        time.perf_counter() - began,
+    )
+
+
+def _with_length(request: Request) -> list[tuple[str, str]]:
+    headers = list(request.headers)
+    given = {name.lower() for name, _ in headers}
+    if request.body is not None and "content-length" not in given:
+        headers.append(("Content-Length", str(len(request.body))))
+    if "user-agent" not in given:
+        headers.append(("User-Agent", "torpor"))
+    return headers

@@ -1,0 +1,93 @@
+"""What a node is put together from: paths below its home and the rooms it uses."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torpor.errors import HostUnfit
+from torpor.image.kernel import BootFiles, load_boot
+from torpor.image.library import ImageLibrary
+from torpor.net.registry import SlotRegistry
+from torpor.node.journal import Journal
+from torpor.snapshot.local import LocalSnapshots
+from torpor.vmm.qemu.driver import QemuDriver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.config import Settings
+    from torpor.vmm.interface import Driver
+
+log = logging.getLogger("torpor.node")
+
+
+class Reporter(Protocol):
+    """Who is told how a long operation gets on. Called from any thread."""
+
+    def say(self, text: str) -> None:
+        """A new phase began: `building the image`."""
+
+    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
+        """So much of a transfer is done; `total_bytes` is None while it is not known."""
+
+
+class Silent:
+    """A Reporter that tells nobody."""
+
+    def say(self, text: str) -> None:
+        """See Reporter."""
+
+    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
+        """See Reporter."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One node's parts; made once by `open_parts`, shared by all that the node does."""
+
+    settings: Settings
+    journal: Journal
+    snapshots: LocalSnapshots
+    images: ImageLibrary
+    slots: SlotRegistry
+    driver: Driver
+    reporter: Reporter
+
+    @property
+    def instances_dir(self) -> Path:
+        """Each instance's own directory is below it, named by its id."""
+        return self.settings.home / "instances"
+
+    @property
+    def locks_dir(self) -> Path:
+        """Lock files of operations that exclude each other."""
+        return self.settings.home / "locks"
+
+    def boot_files(self) -> BootFiles:
+        """Kernel and initramfs of this host. Blocking; raises HostUnfit."""
+        return load_boot(self.settings.boot_dir)
+
+
+def open_parts(
+    settings: Settings, *, reporter: Reporter | None = None, driver: Driver | None = None
+) -> Parts:
+    """Open a home, creating it if it is new. Blocking. Raises HostUnfit when it cannot."""
+    home = settings.home
+    try:
+        for directory in (home, home / "instances", home / "locks"):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise HostUnfit(
+            f"cannot use {home} as home", reason=str(error), hint="name another with --home"
+        ) from None
+    return Parts(
+        settings=settings,
+        journal=Journal(home / "journal.sqlite"),
+        snapshots=LocalSnapshots(home / "snapshots"),
+        images=ImageLibrary(home / "images"),
+        slots=SlotRegistry(settings.runtime_dir, pool_size=settings.net_pool),
+        driver=driver or QemuDriver(settings),
+        reporter=reporter or Silent(),
+    )
