@@ -1,0 +1,1 @@
+"""Benchmarks: scenarios that emit series, compared within one run, and the demonstration."""

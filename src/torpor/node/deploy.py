@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,7 +91,8 @@ class Deployer:
         except BaseException:
             await self._instances.destroy(instance.id, vmm=instance.vmm)
             raise
-        return dataclasses.replace(instance, function=Function(spec.name, 1, spec.port, app.digest))
+        instance.function = Function(spec.name, 1, spec.port, app.digest)
+        return instance
 
     def _machine(self, spec: FunctionSpec) -> Machine:
         settings = self._parts.settings

@@ -224,14 +224,23 @@ class Instances:
         self._parts.journal.set_running(instance.id)
         await instance.vmm.detach()
 
-    async def stop(self, instance: Instance) -> None:
-        """End an instance in order: the function is told, its disk unmounted, then it goes.
+    async def shut_down(self, instance: Instance) -> None:
+        """End the function, unmount its disk and end the VM; the instance's files stay.
 
         A guest that does not answer is ended all the same.
         """
-        with contextlib.suppress(TorporError):
-            await instance.with_agent(lambda agent: agent.stop(), timeout_s=_STOP_TIMEOUT_S)
-        await finish(self.destroy(instance.id, vmm=instance.vmm))
+        try:
+            await instance.with_agent(
+                lambda agent: agent.stop(timeout_s=_STOP_TIMEOUT_S), timeout_s=2 * _STOP_TIMEOUT_S
+            )
+        except TorporError as error:
+            log.warning("instance was not shut down in order id=%s error=%s", instance.id, error)
+        await instance.vmm.stop()
+
+    async def stop(self, instance: Instance) -> None:
+        """Shut an instance down and remove everything of it."""
+        await self.shut_down(instance)
+        await self.destroy(instance.id, vmm=instance.vmm)
 
     async def destroy(self, instance_id: str, *, vmm: Vmm | None = None) -> None:
         """Remove everything of an instance from the host, in whatever state it is.

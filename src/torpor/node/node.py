@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from torpor.config import Settings
     from torpor.image.library import ImageInfo
+    from torpor.image.spec import FunctionSpec
     from torpor.node.instance import Instance
     from torpor.node.journal import InstanceRow
     from torpor.snapshot.local import LocalSnapshot
@@ -105,7 +106,10 @@ class Node:
 
     async def deploy(self, directory: Path, *, name: str | None = None) -> Deployed:
         """Deploy the function in a directory; its name then points to the new revision."""
-        spec = await in_thread(load_spec, directory, name=name)
+        return await self.deploy_spec(await in_thread(load_spec, directory, name=name))
+
+    async def deploy_spec(self, spec: FunctionSpec) -> Deployed:
+        """Deploy a function. Raises Conflict while another deploy of it runs, see Deployer."""
         with self._function_lock(spec.name), self._files_lock():
             known = self.parts.journal.ref(spec.name)
             revision = 1
@@ -117,9 +121,8 @@ class Node:
         await self.collect()
         return deployed
 
-    async def start_cold(self, directory: Path, timeline: Timeline) -> Instance:
+    async def start_cold(self, spec: FunctionSpec, timeline: Timeline) -> Instance:
         """Boot a function without any snapshot (for comparison); stop it with `stop_instance`."""
-        spec = await in_thread(load_spec, directory)
         return await self._deployer.start_cold(spec, timeline)
 
     def functions(self) -> list[NamedSnapshot]:

@@ -1,0 +1,39 @@
+"""What of torpor's is on this host, by torpor's own names: for proofs that nothing was left.
+
+Unlike `reconcile` it removes nothing and looks past the journal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torpor.host.process import find_processes_in
+from torpor.net.addresses import is_own_link, is_own_namespace
+
+if TYPE_CHECKING:
+    from torpor.config import Settings
+
+_NAMESPACES = Path("/run/netns")
+_LINKS = Path("/sys/class/net")
+
+
+def find_leftovers(settings: Settings) -> list[str]:
+    """One line each: instance processes and directories of this home, host-wide network parts.
+
+    Blocking. Network namespaces and links belong to all homes of the host together, so on a host
+    where another home is at work they are listed too.
+    """
+    instances = settings.home / "instances"
+    found = [f"process {process.pid}" for process in find_processes_in(instances)]
+    if instances.is_dir():
+        found += [f"directory {path}" for path in sorted(instances.iterdir())]
+    if _NAMESPACES.is_dir():
+        found += [
+            f"namespace {path.name}"
+            for path in sorted(_NAMESPACES.iterdir())
+            if is_own_namespace(path.name)
+        ]
+    found += [f"link {path.name}" for path in sorted(_LINKS.iterdir()) if is_own_link(path.name)]
+    staged = (settings.home / "snapshots").glob(".staging-*")
+    return found + [f"staged snapshot {path.name}" for path in sorted(staged)]
