@@ -54,7 +54,7 @@ class VmConfig:
 
     `directory` is the instance's own, where sockets and logs go. `memory` is the file that becomes
     the guest's memory by private mapping: it is never written. `namespace` is the network namespace
-    in which `tap` exists; None runs the VM without a network.
+    in which `tap` exists; with None the guest's network card is connected to nothing.
     """
 
     directory: Path

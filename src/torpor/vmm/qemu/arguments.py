@@ -56,21 +56,17 @@ def kernel_arguments(config: VmConfig) -> list[str]:
 
 def device_arguments(config: VmConfig) -> list[str]:
     """Disks (image, scratch, app: vda, vdb, vdc), network, entropy, console."""
-    arguments = [
+    return [
         *_disk("image", config.image, read_only=True),
         *_disk("scratch", config.scratch, read_only=False),
         *_disk("app", config.app, read_only=True),
+        *("-netdev", _network_backend(config)),
+        *("-device", f"virtio-net-device,netdev=net,mac={config.guest_mac}"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-device,rng=entropy"),
         *("-chardev", f"file,id=console,path={escape(config.console_log)},append=on"),
         *("-serial", "chardev:console"),
     ]
-    if config.namespace is not None:
-        arguments += [
-            *("-netdev", f"tap,id=net,ifname={config.tap},script=no,downscript=no"),
-            *("-device", f"virtio-net-device,netdev=net,mac={config.guest_mac}"),
-        ]
-    return arguments
 
 
 def monitor_arguments(listener: int) -> list[str]:
@@ -84,6 +80,12 @@ def monitor_arguments(listener: int) -> list[str]:
 def escape(path: Path) -> str:
     """A file name inside a comma-separated option: commas are doubled."""
     return str(path).replace(",", ",,")
+
+
+def _network_backend(config: VmConfig) -> str:
+    if config.namespace is None:
+        return "hubport,id=net,hubid=0"  # a card that is connected to nothing
+    return f"tap,id=net,ifname={config.tap},script=no,downscript=no"
 
 
 def _disk(node: str, path: Path, *, read_only: bool) -> list[str]:
