@@ -124,6 +124,11 @@ def new_instance_id(prefix: str) -> str:
     return f"{prefix[:40].replace('.', '-').strip('-')}-{secrets.token_hex(4)}"
 
 
+def clock_ns() -> int:
+    """The time that guests are woken with: this host's CLOCK_REALTIME."""
+    return time.time_ns()
+
+
 class Instances:
     """Makes and removes the instances of one node."""
 
@@ -344,7 +349,7 @@ class Instances:
         with instance.timeline.step("wake"):
             await instance.with_agent(
                 lambda agent: agent.wake(
-                    time_ns=time.time_ns(),
+                    time_ns=clock_ns(),
                     entropy=secrets.token_bytes(64),
                     hostname=instance.id,
                     instance_id=instance.id,
