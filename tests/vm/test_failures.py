@@ -89,7 +89,7 @@ async def test_command_that_is_not_there(node: Node, tmp_path: Path) -> None:
     directory = write_function(tmp_path / "broken", "")
     text = (directory / "function.toml").read_text().replace('"python3"', '"no-such-program"')
     (directory / "function.toml").write_text(text)
-    with pytest.raises(FunctionFailed, match="no-such-program|No such file"):
+    with pytest.raises(FunctionFailed, match=r"no-such-program|No such file"):
         await node.deploy(directory)
     assert find_leftovers(node.parts.settings) == []
 
@@ -212,7 +212,7 @@ async def test_snapshot_on_a_full_disk_keeps_the_instance(
     from torpor.host import pagemap
 
     async with running(node, "hello") as instance:
-        with open("/dev/full", "wb") as full:
+        with Path("/dev/full").open("wb") as full:
             real = pagemap.copy_written
             monkeypatch.setattr(
                 pagemap,
