@@ -1,0 +1,68 @@
+"""Advisory locks between processes: flock(2) on a file that says who holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import time
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import Conflict
+from torpor.host.cancel import checkpoint, current_token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_RETRY_S: Final = 0.02
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
+    """Hold the lock alone. Raises Conflict when `what` is still taken after `timeout_s`."""
+    with _locked(path, fcntl.LOCK_EX, timeout_s, what):
+        yield
+
+
+@contextlib.contextmanager
+def shared(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
+    """Hold the lock together with other sharers. Raises Conflict as `exclusive` does."""
+    with _locked(path, fcntl.LOCK_SH, timeout_s, what):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, kind: int, timeout_s: float, what: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(descriptor, kind, timeout_s, what)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, kind: int, timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise _conflict(descriptor, what) from None
+        token = current_token()
+        select.select([token.fd] if token else [], [], [], _RETRY_S)
+        checkpoint()
+
+
+def _conflict(descriptor: int, what: str) -> Conflict:
+    holder = os.pread(descriptor, 32, 0).decode(errors="replace")
+    return Conflict(
+        f"another command is at work on {what}",
+        reason=f"process {holder}" if holder else "",
+        hint="wait for it to end, then try again",
+    )

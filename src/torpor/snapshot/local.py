@@ -1,0 +1,254 @@
+"""The snapshots of one node: a directory each, named by its digest, immutable once it is there.
+
+ROOT/<digest>/manifest.json  memory  vmstate  disk
+ROOT/.staging-<pid>-<start>-<random>/     being made, by that process
+ROOT/.removed-<pid>-<start>-<random>/     being deleted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import Conflict, Damaged, InvalidInput, NotFound
+from torpor.host.process import ProcessId
+from torpor.host.sparse import blake3_file, describe_sparse
+from torpor.snapshot.manifest import (
+    Function,
+    Kind,
+    Machine,
+    Manifest,
+    PlainFile,
+    Platform,
+    SparseFile,
+    decode_manifest,
+    encode_manifest,
+    manifest_digest,
+)
+from torpor.units import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_STAGING: Final = ".staging-"
+_REMOVED: Final = ".removed-"
+_SHORTEST_PREFIX: Final = 6
+
+
+@dataclass(frozen=True)
+class LocalSnapshot:
+    """A snapshot on this node and its files, which nobody writes any more."""
+
+    digest: Digest
+    manifest: Manifest
+    directory: Path
+
+    @property
+    def memory(self) -> Path:
+        """Guest memory, sparse."""
+        return self.directory / "memory"
+
+    @property
+    def vmstate(self) -> Path:
+        """Device state."""
+        return self.directory / "vmstate"
+
+    @property
+    def disk(self) -> Path:
+        """The scratch disk, sparse."""
+        return self.directory / "disk"
+
+    def disk_usage_bytes(self) -> int:
+        """Bytes that the files occupy; pages shared by reflinks count in full."""
+        return sum(path.stat().st_blocks * 512 for path in self.directory.iterdir())
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A directory where a snapshot's files are put before it is published."""
+
+    root: Path
+    directory: Path
+
+    @property
+    def memory(self) -> Path:
+        """Where the memory goes."""
+        return self.directory / "memory"
+
+    @property
+    def vmstate(self) -> Path:
+        """Where the device state goes."""
+        return self.directory / "vmstate"
+
+    @property
+    def disk(self) -> Path:
+        """Where the scratch disk goes."""
+        return self.directory / "disk"
+
+    def publish(
+        self,
+        *,
+        kind: Kind,
+        created_ns: int,
+        parent: Digest | None,
+        platform: Platform,
+        machine: Machine,
+        image: Digest,
+        function: Function | None,
+    ) -> Digest:
+        """Hash the three files, write the manifest, and let the snapshot appear at once."""
+        manifest = Manifest(
+            kind=kind,
+            created_ns=created_ns,
+            parent=parent,
+            platform=platform,
+            machine=machine,
+            image=image,
+            function=function,
+            memory=_describe(self.memory),
+            disk=_describe(self.disk),
+            vmstate=PlainFile(self.vmstate.stat().st_size, blake3_file(self.vmstate)),
+        )
+        encoded = encode_manifest(manifest)
+        return self.publish_as(encoded, manifest_digest(encoded))
+
+    def publish_as(self, encoded: bytes, digest: Digest) -> Digest:
+        """Let the snapshot appear under a manifest that describes the files already."""
+        (self.directory / "manifest.json").write_bytes(encoded)
+        for path in self.directory.iterdir():
+            path.chmod(0o400)
+            _sync(path)
+        with contextlib.suppress(OSError):  # somebody else published the same one first
+            self.directory.rename(self.root / digest)
+        _sync(self.root)
+        return digest
+
+
+class LocalSnapshots:
+    """The snapshots below one directory. Blocking; safe from any number of processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """A staging directory, gone after the body whether it was published or not."""
+        directory = self.root / f"{_STAGING}{_unique()}"
+        directory.mkdir(mode=0o700)
+        try:
+            yield Staging(self.root, directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def get(self, digest: str) -> LocalSnapshot:
+        """A snapshot after a cheap check: manifest, sizes, and the device state's digest.
+
+        Raises NotFound, Incompatible for a newer format, Damaged naming the file. `verify` is
+        the check that reads everything.
+        """
+        directory = self.root / digest
+        try:
+            encoded = (directory / "manifest.json").read_bytes()
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no snapshot {digest[:12]} on this node",
+                hint="`torpor snapshot ls` lists them, `torpor snapshot pull` fetches one",
+            ) from None
+        manifest = decode_manifest(encoded, Digest(digest))
+        snapshot = LocalSnapshot(Digest(digest), manifest, directory)
+        for path, size in (
+            (snapshot.memory, manifest.memory.size_bytes),
+            (snapshot.disk, manifest.disk.size_bytes),
+            (snapshot.vmstate, manifest.vmstate.size_bytes),
+        ):
+            if not path.exists():
+                raise _damaged(digest, path, "it is missing")
+            if path.stat().st_size != size:
+                raise _damaged(digest, path, f"it has {path.stat().st_size} bytes, not {size}")
+        if blake3_file(snapshot.vmstate) != manifest.vmstate.digest:
+            raise _damaged(digest, snapshot.vmstate, "its digest is another")
+        return snapshot
+
+    def verify(self, digest: str) -> LocalSnapshot:
+        """Read every byte of a snapshot. Raises Damaged naming the file."""
+        snapshot = self.get(digest)
+        for path, file in (
+            (snapshot.memory, snapshot.manifest.memory),
+            (snapshot.disk, snapshot.manifest.disk),
+        ):
+            content = describe_sparse(path)
+            if (content.digest, content.extents) != (file.digest, file.extents):
+                raise _damaged(digest, path, "its content is another")
+        return snapshot
+
+    def list(self) -> list[LocalSnapshot]:
+        """All snapshots that can be read, oldest first."""
+        found = []
+        for directory in self.root.iterdir():
+            if not directory.name.startswith("."):
+                with contextlib.suppress(NotFound, Damaged):
+                    found.append(self.get(directory.name))
+        return sorted(found, key=lambda snapshot: snapshot.manifest.created_ns)
+
+    def resolve(self, prefix: str) -> LocalSnapshot:
+        """A snapshot by the beginning of its digest, at least six digits.
+
+        Raises InvalidInput for less, NotFound, Conflict when it fits several.
+        """
+        if len(prefix) < _SHORTEST_PREFIX or not set(prefix) <= set("0123456789abcdef"):
+            raise InvalidInput(
+                f"not a digest: {prefix[:80]!r}",
+                hint=f"give at least {_SHORTEST_PREFIX} hexadecimal digits",
+            )
+        found = [path.name for path in self.root.iterdir() if path.name.startswith(prefix)]
+        if len(found) > 1:
+            raise Conflict(f"{prefix!r} fits {len(found)} snapshots", hint="give more digits")
+        return self.get(found[0] if found else prefix)
+
+    def remove(self, digest: str) -> None:
+        """Delete a snapshot; VMs that map its memory go on. Raises NotFound."""
+        doomed = self.root / f"{_REMOVED}{_unique()}"
+        try:
+            (self.root / digest).rename(doomed)
+        except FileNotFoundError:
+            raise NotFound(f"there is no snapshot {digest[:12]} on this node") from None
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Delete what dead processes were making or deleting."""
+        for path in self.root.glob(".*-*"):
+            pid, ticks = path.name.split("-")[1:3]
+            if not ProcessId(int(pid), int(ticks)).is_alive():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _describe(path: Path) -> SparseFile:
+    content = describe_sparse(path)
+    return SparseFile(content.size_bytes, content.extents, content.digest)
+
+
+def _damaged(digest: str, path: Path, reason: str) -> Damaged:
+    return Damaged(
+        f"{path.name} of snapshot {digest[:12]} is damaged",
+        reason=reason,
+        hint="pull it again, or deploy the function again",
+    )
+
+
+def _unique() -> str:
+    me = ProcessId.of(os.getpid())
+    return f"{me.pid}-{me.start_ticks}-{secrets.token_hex(4)}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
