@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define CONNECTIONS_MAX 16
-#define AWAIT_INTERVAL_MS 20
+#define POLL_INTERVAL_MS 20
 
 struct connection {
     uint64_t id; /* 0: the place is free */
@@ -334,6 +334,7 @@ static void handle_poll_set(const struct pollfd *set)
     if (set[AT_SIGNALS].revents)
         handle_child_signals(set[AT_SIGNALS].fd);
     check_awaits();
+    advance_stop();
     for (size_t i = 0; i < CONNECTIONS_MAX; i++)
         if (connections[i].id)
             advance(&connections[i]);
@@ -348,7 +349,7 @@ void serve(int listener)
 
     for (;;) {
         fill_poll_set(set, listener, signals);
-        if (poll(set, POLLED, any_await() ? AWAIT_INTERVAL_MS : -1) >= 0)
+        if (poll(set, POLLED, any_await() || stop_waits() ? POLL_INTERVAL_MS : -1) >= 0)
             handle_poll_set(set);
     }
 }

@@ -205,6 +205,16 @@ bool mount_function_root(char *problem, size_t problem_bytes)
     return false;
 }
 
+/* Give the scratch disk back with a clean file system. Nothing may run in the root. */
+bool unmount_disks(char *problem, size_t problem_bytes)
+{
+    umount2(ROOT, MNT_DETACH);
+    if (umount2("/scratch", 0) == 0)
+        return true;
+    snprintf(problem, problem_bytes, "scratch disk cannot be unmounted: %s", strerror(errno));
+    return false;
+}
+
 /* Everything up to the point where the agent can listen; ends the VM when something is missing. */
 void boot(void)
 {

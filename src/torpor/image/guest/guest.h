@@ -6,6 +6,7 @@
  *   line.c      requests and replies as lines
  *   request.c   what each request does
  *   task.c      children that work for a request, and the function
+ *   stop.c      ending everything in order
  *   wake.c      the work of `wake`, in a child
  *   port.c      who listens on a TCP port
  */
@@ -71,7 +72,7 @@ void handle_request(uint64_t connection, const struct request *request);
 bool answer_await(uint64_t connection, uint16_t port, int64_t deadline_ms);
 
 /* task.c */
-enum task_kind { TASK_NONE, TASK_RUN, TASK_START, TASK_WAKE, TASK_SYNC };
+enum task_kind { TASK_NONE, TASK_RUN, TASK_START, TASK_WAKE, TASK_SYNC, TASK_STOP };
 enum function_state { FUNCTION_NONE, FUNCTION_RUNNING, FUNCTION_EXITED };
 
 struct function {
@@ -102,6 +103,12 @@ int enter_root(int report_fd);
 int exec_command(int report_fd, const void *command);
 void describe_status(int status, char *out, size_t out_bytes);
 
+/* stop.c */
+void begin_stop(uint64_t connection, int64_t deadline_ms);
+void advance_stop(void);
+bool is_stopping(void);
+bool stop_waits(void);
+
 /* wake.c */
 struct identity {
     char hostname[65];
@@ -124,6 +131,7 @@ enum listening find_listener(uint16_t port);
 /* boot.c */
 void boot(void);
 bool mount_function_root(char *problem, size_t problem_bytes);
+bool unmount_disks(char *problem, size_t problem_bytes);
 
 /* init.c */
 void log_line(const char *format, ...) PRINTF(1, 2);

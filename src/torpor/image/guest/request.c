@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define AWAIT_MAX_MS (3600 * 1000)
+#define TIMEOUT_MAX_MS (3600 * 1000)
 
 static struct command command;
 static char port_variable[32];
@@ -104,7 +104,9 @@ static int work_start(int report_fd, const void *argument)
 static void answer_run(uint64_t connection, const struct request *request)
 {
     *port_variable = '\0';
-    if (function.state != FUNCTION_NONE)
+    if (is_stopping())
+        refuse(connection, "the guest is stopping");
+    else if (function.state != FUNCTION_NONE)
         refuse(connection, "run is for the time before start");
     else if (task_runs(TASK_RUN) || task_runs(TASK_START))
         refuse(connection, "another command is under way");
@@ -133,7 +135,9 @@ static void answer_start(uint64_t connection, const struct request *request)
         return;
     }
     snprintf(port_variable, sizeof port_variable, "PORT=%" PRIu64, port);
-    if (function.state != FUNCTION_NONE)
+    if (is_stopping())
+        refuse(connection, "the guest is stopping");
+    else if (function.state != FUNCTION_NONE)
         refuse(connection, "a function was started already");
     else if (task_runs(TASK_NONE))
         refuse(connection, "another request is under way");
@@ -176,7 +180,7 @@ static void answer_await_request(uint64_t connection, const struct request *requ
     uint64_t timeout_ms = 0;
 
     if (!parse_number(field_value(request, "port"), UINT16_MAX, &port) || port == 0
-        || !parse_number(field_value(request, "timeout_ms"), AWAIT_MAX_MS, &timeout_ms)) {
+        || !parse_number(field_value(request, "timeout_ms"), TIMEOUT_MAX_MS, &timeout_ms)) {
         refuse(connection, "await needs a port and a timeout_ms of at most an hour");
         return;
     }
@@ -220,7 +224,7 @@ static void answer_wake(uint64_t connection, const struct request *request)
     struct identity *identity = &wake.identity;
     struct identity earlier = *identity;
 
-    if (task_runs(TASK_WAKE) || task_runs(TASK_START)) {
+    if (task_runs(TASK_WAKE) || task_runs(TASK_START) || is_stopping()) {
         refuse(connection, "another request is under way");
         return;
     }
@@ -253,6 +257,18 @@ static void answer_sync(uint64_t connection, const struct request *request)
 {
     (void)request;
     begin_or_refuse(TASK_SYNC, connection, work_sync, mode.in_vm ? "/scratch" : mode.root);
+}
+
+static void answer_stop(uint64_t connection, const struct request *request)
+{
+    uint64_t timeout_ms = 0;
+
+    if (!parse_number(field_value(request, "timeout_ms"), TIMEOUT_MAX_MS, &timeout_ms))
+        refuse(connection, "stop needs a timeout_ms of at most an hour");
+    else if (is_stopping())
+        refuse(connection, "the guest is stopping");
+    else
+        begin_stop(connection, now_ms() + (int64_t)timeout_ms);
 }
 
 static void describe_function(char *out, size_t out_bytes)
@@ -300,6 +316,7 @@ static const struct verb {
     {"wake", " time_ns entropy hostname instance ", answer_wake},
     {"sync", " ", answer_sync},
     {"stats", " ", answer_stats},
+    {"stop", " timeout_ms ", answer_stop},
 };
 
 static const struct field *find_unknown(const struct verb *verb, const struct request *request)
