@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import HostUnfit, VmmFailed
 from torpor.host import cpu, pagemap, process
 from torpor.host.cancel import in_thread
+from torpor.host.tsc import measure_tsc_khz
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.qemu import arguments
@@ -97,7 +98,18 @@ class QemuVmm(Vmm):
         self._enter(VmmState.RUNNING)
 
     async def _boot(self) -> None:
-        await self._launch([])
+        await self._launch(await in_thread(self._clock_arguments))
+
+    def _clock_arguments(self) -> list[str]:
+        """Under TCG, the rate of the counter that the guest sees, in place of -append's words.
+
+        The kernel would calibrate it against the PIT; on a busy host it fails at that now and
+        then, and without it has no timer at all: it hangs before it prints anything.
+        """
+        rate_khz = measure_tsc_khz() if self._accelerator == "tcg" else None
+        if rate_khz is None:
+            return []
+        return ["-append", f"{self.config.command_line} tsc_early_khz={rate_khz}"]
 
     async def _start(self) -> None:
         await self._launch(["-S", "-incoming", "defer"])
