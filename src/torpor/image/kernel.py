@@ -37,12 +37,11 @@ if TYPE_CHECKING:
 META_PACKAGE: Final = "linux-image-cloud-amd64"
 
 KERNEL_CMDLINE: Final = (
-    "console=ttyS0 quiet panic=-1 reboot=t pci=off init_on_free=1 random.trust_cpu=on"
-    " cryptomgr.notests"
+    "console=ttyS0 quiet panic=-1 reboot=t init_on_free=1 random.trust_cpu=on cryptomgr.notests"
 )
 """What every guest boots with. Freed pages are zeroed, so that they are no part of a snapshot; a
-panic resets the VM at once, which the VMM sees as its end. There is no PCI bus to look for, and
-the self-tests of ciphers would take a fifth of the boot."""
+panic resets the VM at once, which the VMM sees as its end. The self-tests of ciphers would take a
+fifth of the boot."""
 
 MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "overlay", "squashfs")
 """The modules a guest needs, in this order; each is loaded after those it depends on."""
