@@ -57,7 +57,7 @@ def checkpoint() -> None:
         raise Cancelled
 
 
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking work in a thread; on cancellation stop it, wait for its end, then re-raise.
 
     When this returns or raises, the work is over: nothing of it goes on behind the caller's back.

@@ -377,19 +377,18 @@ class Node:
         manifest = snapshot.manifest
         digests = [manifest.image, *([manifest.function.app] if manifest.function else [])]
         images = {digest: self.parts.images.path(digest) for digest in digests}
-        with contextlib.closing(open_store(self.parts.settings)) as store:
-            return push(store, snapshot, ref=name, images=images, progress=self.parts.reporter)
+        store = open_store(self.parts.settings)
+        return push(store, snapshot, ref=name, images=images, progress=self.parts.reporter)
 
     def _pull(self, reference: str) -> tuple[Digest, TransferReport]:
-        with contextlib.closing(open_store(self.parts.settings)) as store:
-            digest, manifest, report = pull(
-                store,
-                reference,
-                snapshots=self.parts.snapshots,
-                adopt_image=self.parts.images.adopt,
-                has_image=self.parts.images.has,
-                progress=self.parts.reporter,
-            )
+        digest, manifest, report = pull(
+            open_store(self.parts.settings),
+            reference,
+            snapshots=self.parts.snapshots,
+            adopt_image=self.parts.images.adopt,
+            has_image=self.parts.images.has,
+            progress=self.parts.reporter,
+        )
         if reference != digest and manifest.kind != "base":
             self.parts.journal.set_ref(reference, digest)
         return digest, report

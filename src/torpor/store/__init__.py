@@ -1,0 +1,1 @@
+"""Objects in a bucket: one interface over obstore, wrapped for retry, limits and faults."""
