@@ -1,0 +1,149 @@
+"""Options that every command takes, and the frame in which every command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from torpor.cli.output import Progress, print_error
+from torpor.config import Settings, load_settings
+from torpor.errors import TorporError
+
+if TYPE_CHECKING:
+    from torpor.node.node import Node
+
+INTERRUPTED = 130
+BUG = 70
+
+
+@dataclass
+class Options:
+    """The common options as given, before or after the command; after wins."""
+
+    flags: dict[str, str | None] = field(default_factory=dict)
+    config: Path | None = None
+    as_json: bool = False
+    debug: bool = False
+
+    def settings(self) -> Settings:
+        """The settings with these flags."""
+        return load_settings(self.flags, file=self.config)
+
+
+options = Options()
+
+
+def _keep(key: str) -> Callable[[str | None], str | None]:
+    def keep(value: str | None) -> str | None:
+        if value is not None:
+            options.flags[key] = value
+        return value
+
+    return keep
+
+
+def _keep_config(value: Path | None) -> Path | None:
+    options.config = value or options.config
+    return value
+
+
+def _keep_json(value: bool) -> bool:
+    options.as_json = options.as_json or value
+    return value
+
+
+def _keep_debug(value: bool) -> bool:
+    options.debug = options.debug or value
+    return value
+
+
+Home = Annotated[
+    str | None,
+    typer.Option("--home", metavar="DIR", callback=_keep("home"), help="The node's directory."),
+]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", callback=_keep("store"), help="The object store."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", callback=_keep_config, help="A settings file."),
+]
+Json = Annotated[bool, typer.Option("--json", callback=_keep_json, help="Print one JSON document.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_keep_debug, help="Log to standard error.")
+]
+
+
+def run_async(work: Callable[[], Awaitable[int | None]]) -> None:
+    """Run one command to its end and leave with its exit code.
+
+    Ctrl-C and SIGTERM cancel the work, which cleans up before this exits with 130.
+    """
+    _set_up_logging()
+
+    async def main() -> int | None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, task.cancel)
+        return await work()
+
+    try:
+        code = asyncio.run(main()) or 0
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        sys.stderr.write("interrupted; nothing was left behind\n")
+        code = INTERRUPTED
+    except TorporError as error:
+        if options.debug:
+            traceback.print_exc()
+        print_error(error, as_json=options.as_json)
+        code = error.exit_code
+    except BrokenPipeError:
+        code = 0
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        sys.stderr.write(f"internal error: {type(error).__name__}: {error}\n")
+        sys.stderr.write("hint: this is a bug in torpor; --debug shows where, please report it\n")
+        code = BUG
+    raise typer.Exit(code)
+
+
+@contextlib.asynccontextmanager
+async def open_node() -> AsyncIterator[Node]:
+    """The node of these options, with progress on standard error."""
+    from torpor.node.node import Node
+
+    with Progress(quiet=options.as_json) as reporter:
+        async with Node.open(options.settings(), reporter=reporter) as node:
+            yield node
+
+
+def with_node(work: Callable[[Node], Awaitable[Any]], show: Callable[[Any], int | None]) -> None:
+    """Run `work` on the node, then `show` its result, whose value is the exit code."""
+
+    async def main() -> int | None:
+        async with open_node() as node:
+            result = await work(node)
+        return show(result)
+
+    run_async(main)
+
+
+def _set_up_logging() -> None:
+    level = logging.DEBUG if options.debug else logging.CRITICAL
+    form = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level, format=form)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

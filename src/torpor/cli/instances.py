@@ -1,0 +1,184 @@
+"""ps, logs, stop, restore."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from torpor.cli.context import (
+    Config,
+    Debug,
+    Home,
+    Json,
+    StoreUrl,
+    open_node,
+    options,
+    run_async,
+    with_node,
+)
+from torpor.cli.output import print_json, print_table
+from torpor.host.cancel import in_thread
+from torpor.units import format_duration
+
+if TYPE_CHECKING:
+    from torpor.node.instance import Instance
+    from torpor.node.journal import InstanceRow
+    from torpor.node.node import Node
+
+_A_DAY_S = 86400.0
+
+
+def list_instances(
+    home: Home = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the instances of this node; what dead commands left is removed first.
+
+    Example: torpor ps --json
+    """
+
+    async def work(node: Node) -> list[InstanceRow]:
+        return await in_thread(node.parts.journal.instances)
+
+    def show(rows: list[InstanceRow]) -> None:
+        if options.as_json:
+            print_json([_row(row) for row in rows])
+            return
+        cells = [
+            (
+                row.id,
+                row.function or "-",
+                row.state,
+                f"{row.address}:{row.port}",
+                row.snapshot[:12],
+                row.vmm.pid if row.vmm else "-",
+                format_duration((time.time_ns() - row.created_ns) / 1e9),
+            )
+            for row in rows
+        ]
+        columns = ("ID", "FUNCTION", "STATE", "ADDRESS", "SNAPSHOT", "PID", "AGE")
+        print_table(columns, cells, empty="no instances")
+
+    with_node(work, show)
+
+
+def logs(
+    instance: Annotated[str, typer.Argument(metavar="ID", help="An instance or its beginning.")],
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="The last N lines.")] = 1000,
+    home: Home = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print what an instance's console printed since it was woken.
+
+    Example: torpor logs hello-3f -n 20
+    """
+
+    async def work(node: Node) -> str:
+        return await in_thread(node.console, instance, lines=lines)
+
+    def show(text: str) -> None:
+        if options.as_json:
+            print_json({"instance": instance, "lines": text.splitlines()})
+        elif text:
+            sys.stdout.write(text + "\n")
+
+    with_node(work, show)
+
+
+def stop(
+    instances: Annotated[list[str], typer.Argument(metavar="ID...", help="Instances to end.")],
+    home: Home = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """End instances; nothing of them is left on the host.
+
+    Example: torpor stop hello-3f8a0c11
+    """
+
+    async def work(node: Node) -> list[str]:
+        return [await node.stop(instance) for instance in instances]
+
+    def show(stopped: list[str]) -> None:
+        if options.as_json:
+            print_json(stopped)
+        else:
+            sys.stdout.write("".join(f"{instance}\n" for instance in stopped))
+
+    with_node(work, show)
+
+
+def restore(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="A name or a digest.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until the VM ends or Ctrl-C, then clean up.")
+    ] = False,
+    home: Home = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Wake a snapshot by hand, straight from this node's files or the store.
+
+    Prints the instance, its address, and how long each step took.
+
+    Example: torpor restore ledger --wait
+    """
+
+    async def main() -> None:
+        async with open_node() as node:
+            instance = await node.restore(reference)
+            _show_restored(instance)
+            if wait:
+                await _wait_for_end(node, instance)
+
+    run_async(main)
+
+
+async def _wait_for_end(node: Node, instance: Instance) -> None:
+    sys.stdout.flush()
+    process = instance.vmm.process
+    assert process is not None
+    try:
+        while not await in_thread(process.wait, timeout_s=_A_DAY_S):
+            continue
+    finally:
+        await node.stop_instance(instance)
+
+
+def _show_restored(instance: Instance) -> None:
+    assert instance.function is not None
+    address = f"{instance.address}:{instance.function.port}"
+    steps = instance.timeline.to_dict()
+    if options.as_json:
+        print_json({"instance": instance.id, "address": address, "steps_s": steps})
+        return
+    rows = [("instance", instance.id), ("address", f"http://{address}/")]
+    rows += [(step, format_duration(duration_s)) for step, duration_s in steps.items()]
+    print_table(("", ""), rows, empty="")
+
+
+def _row(row: InstanceRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "function": row.function,
+        "state": row.state,
+        "address": row.address,
+        "port": row.port,
+        "slot": row.slot,
+        "snapshot": row.snapshot,
+        "pid": row.vmm.pid if row.vmm else None,
+        "created_ns": row.created_ns,
+    }
