@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,7 @@ from torpor.errors import (
     TorporError,
     VmmFailed,
 )
+from torpor.host import pagemap
 from torpor.host.process import run
 from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
@@ -29,8 +31,6 @@ from torpor.node.node import Node
 from torpor.snapshot.manifest import encode_manifest, manifest_digest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torpor.config import Settings
     from torpor.snapshot.manifest import Manifest
 
@@ -209,18 +209,18 @@ async def test_snapshot_on_a_full_disk_keeps_the_instance(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot that finds no room costs nobody the instance."""
-    from torpor.host import pagemap
-
     async with running(node, "hello") as instance:
-        with Path("/dev/full").open("wb") as full:
-            real = pagemap.copy_written
-            monkeypatch.setattr(
-                pagemap,
-                "copy_written",
-                lambda pid, mapping, runs, target: real(pid, mapping, runs, full.fileno()),
-            )
-            with pytest.raises(TorporError, match="full"):
-                await node.create_snapshot(instance.id, name="no-room")
+        real = pagemap.copy_written
+
+        def copy_to_full_disk(
+            pid: int, mapping: pagemap.Mapping, runs: list[tuple[int, int]], _: int
+        ) -> None:
+            with Path("/dev/full").open("wb", buffering=0) as full:
+                real(pid, mapping, runs, full.fileno())
+
+        monkeypatch.setattr(pagemap, "copy_written", copy_to_full_disk)
+        with pytest.raises(TorporError, match="full"):
+            await node.create_snapshot(instance.id, name="no-room")
         monkeypatch.undo()
         assert (await node.invoke("hello", Request())).instance_id == instance.id
     assert node.parts.journal.ref("no-room") is None

@@ -194,13 +194,11 @@ def _run_all(jobs: list[Callable[[], None]]) -> None:
     """Run the jobs side by side; the first failure ends it when all under way have ended."""
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as executor:
         futures = [executor.submit(contextvars.copy_context().run, job) for job in jobs]
-        for future in concurrent.futures.as_completed(futures):
-            if future.exception() is not None:
-                for other in futures:
-                    other.cancel()
+        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
         for future in futures:
-            if not future.cancelled():
-                future.result()
+            future.cancel()
+        for future in done:
+            future.result()
 
 
 def _send(
