@@ -29,8 +29,8 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff format the code
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
-lock: ## pin what pyproject.toml asks for
-	@uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev \
+lock: setup ## pin what pyproject.toml asks for
+	@.venv/bin/uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev \
 		--python-version 3.11 pyproject.toml -o requirements.lock
 
 bench: setup ## both benchmarks
