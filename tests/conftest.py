@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a clean environment, the leak check, the real MinIO."""
+"""Fixtures for all tests: a clean environment; leak check, MinIO and VMs are in fixtures/."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["fixtures.leaks", "fixtures.minio"]
+pytest_plugins = ["fixtures.leaks", "fixtures.minio", "fixtures.vms"]
 
 
 @pytest.fixture(autouse=True)

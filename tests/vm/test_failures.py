@@ -59,7 +59,7 @@ def write_function(directory: Path, program: str, extra: str = "") -> Path:
             "import socket, time; s = socket.socket(); s.bind(('127.0.0.1', 8080));"
             " s.listen(); time.sleep(999)",
             "",
-            "loopback",
+            "not on 0.0.0.0",
         ),
         (
             "import os, socket; s = socket.create_server(('', 8080)); c, _ = s.accept();"
@@ -87,7 +87,7 @@ async def test_function_that_does_not_work(
 async def test_command_that_is_not_there(node: Node, tmp_path: Path) -> None:
     """A command that the image lacks is named."""
     directory = write_function(tmp_path / "broken", "")
-    text = (directory / "function.toml").read_text().replace('"python3"', '"no-such-program"')
+    text = (directory / "function.toml").read_text().replace('"python3"', '"no-such-program"', 1)
     (directory / "function.toml").write_text(text)
     with pytest.raises(FunctionFailed, match=r"no-such-program|No such file"):
         await node.deploy(directory)

@@ -3,7 +3,7 @@
     RUNTIME/slots/lock      taken for every change of who has what
     RUNTIME/slots/<n>.json  {"slot", "home", "instance", "state", "owner": [pid, start ticks]}
 
-`state` is preparing, free or used. A slot is written down before it is made and forgotten after it
+`state` is preparing, free, used or removing. A slot is written down before it is made and forgotten after it
 is gone, so that whatever a killed process leaves is found by its number. The directory lies on a
 file system that a reboot empties, as the slots do.
 """
@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -29,9 +30,10 @@ from torpor.net.log_line import allocation_line, tap_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
 log = logging.getLogger("torpor.net")
+
+State = Literal["preparing", "free", "used", "removing"]
 
 _LOCK_WAIT_S = 30.0
 
@@ -42,12 +44,20 @@ class SlotRecord(msgspec.Struct, frozen=True):
     slot: int
     home: str
     instance: str
-    state: Literal["preparing", "free", "used"]
+    state: State
     owner: tuple[int, int]
 
     def is_abandoned(self) -> bool:
-        """Whether its maker died before it was ready."""
-        return self.state == "preparing" and not ProcessId(*self.owner).is_alive()
+        """Whether nobody will finish or give back this slot: a dead maker, a deleted home."""
+        if self.state == "free" or ProcessId(*self.owner).is_alive():
+            return False
+        return self.state != "used" or not (Path(self.home).is_dir() or self._is_inhabited())
+
+    def _is_inhabited(self) -> bool:
+        namespace = addresses_of(self.slot)
+        return namespace.namespace_path.exists() and bool(
+            run(["ip", "netns", "pids", namespace.namespace]).strip()
+        )
 
 
 @dataclass(frozen=True)
@@ -149,15 +159,13 @@ class SlotRegistry:
         for record in records:
             lost = record.home == str(home.absolute()) and record.instance not in alive
             if record.is_abandoned() or (lost and not ProcessId(*record.owner).is_alive()):
-                self._remove(record.slot)
+                self._remove(record)
 
     def prune(self) -> int:
         """Remove the free slots; how many there were."""
         with self._locked():
-            free = [record.slot for record in self._records() if record.state == "free"]
-            for number in free:
-                self._remove(number)
-        return len(free)
+            free = [record for record in self._records() if record.state == "free"]
+        return sum(self._remove(record) for record in free)
 
     def _release(self, record: SlotRecord) -> None:
         with self._locked():
@@ -167,7 +175,7 @@ class SlotRegistry:
                 self._forget_connections(record.slot)
                 self._write(record.slot, None, "", "free")
         if not keep:
-            self._remove(record.slot)
+            self._remove(record)
 
     def _forget_connections(self, number: int) -> None:
         """A slot's next guest must not get packets of its last one."""
@@ -181,9 +189,16 @@ class SlotRegistry:
             self._path(number).unlink(missing_ok=True)
             raise
 
-    def _remove(self, number: int) -> None:
-        remove_slot(addresses_of(number))
-        self._path(number).unlink(missing_ok=True)
+    def _remove(self, record: SlotRecord) -> bool:
+        """Remove a slot unless somebody changed its record since it was read."""
+        with self._locked():
+            if self._read(record.slot) != record:
+                return False
+            home = Path(record.home) if record.home else None
+            self._write(record.slot, home, record.instance, "removing")
+        remove_slot(addresses_of(record.slot))
+        self._path(record.slot).unlink(missing_ok=True)
+        return True
 
     def _unused(self) -> int:
         taken = {record.slot for record in self._records()}
@@ -208,13 +223,7 @@ class SlotRegistry:
         except msgspec.MsgspecError as error:
             raise Damaged(f"{path} cannot be read", reason=str(error), hint="delete it") from None
 
-    def _write(
-        self,
-        number: int,
-        home: Path | None,
-        instance_id: str,
-        state: Literal["preparing", "free", "used"],
-    ) -> None:
+    def _write(self, number: int, home: Path | None, instance_id: str, state: State) -> None:
         me = ProcessId.of(os.getpid())
         record = SlotRecord(
             slot=number,

@@ -85,9 +85,7 @@ class Instance:
 
     def last_words(self, lines: int = 15) -> str:
         """The end of the console and of the VMM's own output, for error messages."""
-        return read_tail(self.vmm.config.console_log, lines) or read_tail(
-            self.vmm.config.vmm_log, lines
-        )
+        return read_tail(self.vmm.config.console_log, lines) or self.vmm.last_words()
 
     def _talk(self, use: Callable[[AgentClient], T], timeout_s: float) -> T:
         deadline = time.monotonic() + timeout_s

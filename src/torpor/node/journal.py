@@ -9,28 +9,33 @@ Tables:
     bases      key -> snapshot digest of a base
 
 Blocking; one connection a thread-hop, opened for each call, so it is safe from any thread and any
-number of processes. Write-ahead logging; a writer waits up to ten seconds for another.
+number of processes; a writer waits up to ten seconds for another. A spare file beside it holds room
+for the rows that say what was removed, so that a full disk never keeps an instance alive.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from torpor.errors import Conflict, Damaged, NoSpace, NotFound
 from torpor.host.process import ProcessId
 from torpor.units import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
 _BUSY_S: Final = 10.0
+_SPARE_BYTES: Final = 256 * 1024
 
 InstanceState = Literal["creating", "running", "stopping"]
 
@@ -92,6 +97,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create the file. Raises Damaged when it is not a journal, NoSpace."""
         self._path = path
+        self._spare = path.with_name(path.name + ".spare")
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
@@ -107,8 +113,9 @@ class Journal:
                 )
 
     def add_instance(self, instance_id: str, *, function: str, snapshot: str, port: int) -> None:
-        """Record an instance that is about to be made; this process owns it."""
+        """Record an instance that is about to be made; this process owns it. Raises NoSpace."""
         owner = _this_process()
+        self._keep_spare()
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO instances (id, function, snapshot, state, owner_pid, owner_ticks,"
@@ -141,28 +148,13 @@ class Journal:
 
         Raises Conflict while another live process makes or removes it.
         """
-        me = _this_process()
-        with self._transaction() as database:
-            row = _fetch_instance(database, instance_id)
-            if row is None:
-                return None
-            if row.state != "running" and row.owner != me and row.owner.is_alive():
-                raise Conflict(
-                    f"instance {instance_id} is {row.state}",
-                    reason=f"process {row.owner.pid} is at work on it",
-                    hint="wait for that command to end",
-                )
-            database.execute(
-                "UPDATE instances SET state = 'stopping', owner_pid = ?, owner_ticks = ?"
-                " WHERE id = ?",
-                (me.pid, me.start_ticks, instance_id),
-            )
-            return row
+        return self._release(functools.partial(_claim_stop, instance_id=instance_id))
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance of which nothing is left."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+        self._release(
+            lambda database: database.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+        )
 
     def instance(self, instance_id: str) -> InstanceRow:
         """One instance by id or unique prefix. Raises NotFound, Conflict for several."""
@@ -223,6 +215,24 @@ class Journal:
             rows = database.execute("SELECT * FROM bases").fetchall()
         return {row["key"]: Digest(row["digest"]) for row in rows}
 
+    def _keep_spare(self) -> None:
+        try:
+            with self._spare.open("ab") as spare:
+                os.posix_fallocate(spare.fileno(), 0, _SPARE_BYTES)
+        except OSError as error:
+            self._spare.unlink(missing_ok=True)
+            raise NoSpace(f"the disk of {self._path} is full", reason=str(error)) from None
+
+    def _release(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Make a change in a transaction, on a full disk too: it may use the spare room."""
+        try:
+            with self._transaction() as database:
+                return change(database)
+        except NoSpace:
+            self._spare.unlink(missing_ok=True)
+        with self._transaction() as database:
+            return change(database)
+
     def _update(self, instance_id: str, assignment: str, values: tuple[object, ...]) -> None:
         with self._transaction() as database:
             database.execute(
@@ -236,7 +246,6 @@ class Journal:
             database = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
             with contextlib.closing(database):
                 database.row_factory = sqlite3.Row
-                database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")
                 database.execute("BEGIN IMMEDIATE")
                 yield database
@@ -247,6 +256,24 @@ class Journal:
 
 def _this_process() -> ProcessId:
     return ProcessId.of(os.getpid())
+
+
+def _claim_stop(database: sqlite3.Connection, *, instance_id: str) -> InstanceRow | None:
+    me = _this_process()
+    row = _fetch_instance(database, instance_id)
+    if row is None:
+        return None
+    if row.state != "running" and row.owner != me and row.owner.is_alive():
+        raise Conflict(
+            f"instance {instance_id} is {row.state}",
+            reason=f"process {row.owner.pid} is at work on it",
+            hint="wait for that command to end",
+        )
+    database.execute(
+        "UPDATE instances SET state = 'stopping', owner_pid = ?, owner_ticks = ? WHERE id = ?",
+        (me.pid, me.start_ticks, instance_id),
+    )
+    return row
 
 
 def _fetch_instance(database: sqlite3.Connection, instance_id: str) -> InstanceRow | None:

@@ -111,6 +111,10 @@ class Vmm(abc.ABC):
     def process(self) -> ProcessId | None:
         """The VM's process, None before it started."""
 
+    @abc.abstractmethod
+    def last_words(self) -> str:
+        """The end of what the VMM itself printed, without what is harmless, for error messages."""
+
     async def boot(self) -> None:
         """NEW -> RUNNING: start the process and the kernel. Raises VmmFailed, HostUnfit."""
         await self._step(self._boot, {VmmState.NEW}, VmmState.RUNNING)

@@ -84,6 +84,14 @@ class QemuVmm(Vmm):
         """See Vmm."""
         return self._process
 
+    def last_words(self) -> str:
+        """See Vmm."""
+        try:
+            lines = self.config.vmm_log.read_text(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(line for line in lines[-6:] if "vmdescription" not in line)
+
     async def attach(self, identity: ProcessId) -> None:
         """Take over a running QEMU that another process of torpor started. Raises VmmFailed."""
         self._process = identity
@@ -128,7 +136,7 @@ class QemuVmm(Vmm):
                 statuses=("completed", "failed"),
             )
         if status != "completed":
-            raise VmmFailed("QEMU refused the device state", reason=self._last_words())
+            raise VmmFailed("QEMU refused the device state", reason=self.last_words())
 
     async def _resume(self) -> None:
         await self._command("cont")
@@ -203,17 +211,10 @@ class QemuVmm(Vmm):
         try:
             yield
         except VmmFailed as error:
-            words = self._last_words()
+            words = self.last_words()
             if not words:
                 raise
             raise VmmFailed(error.message, reason=words, hint=error.hint) from None
-
-    def _last_words(self) -> str:
-        try:
-            lines = self.config.vmm_log.read_text(errors="replace").strip().splitlines()
-        except FileNotFoundError:
-            return ""
-        return "\n".join(line for line in lines[-6:] if "vmdescription" not in line)
 
 
 def _copy_written(pid: int, memory: Path, data: Path) -> WrittenMemory:
