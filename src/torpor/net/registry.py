@@ -3,9 +3,9 @@
     RUNTIME/slots/lock      taken for every change of who has what
     RUNTIME/slots/<n>.json  {"slot", "home", "instance", "state", "owner": [pid, start ticks]}
 
-`state` is preparing, free, used or removing. A slot is written down before it is made and forgotten after it
-is gone, so that whatever a killed process leaves is found by its number. The directory lies on a
-file system that a reboot empties, as the slots do.
+`state` is preparing, free, used or removing. A slot is written down before it is made and
+forgotten after it is gone, so that whatever a killed process leaves is found by its number. The
+directory lies on a file system that a reboot empties, as the slots do.
 """
 
 from __future__ import annotations

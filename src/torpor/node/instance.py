@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torpor.errors import (
     GuestFailed,
     Incompatible,
+    NoSpace,
     NotFound,
     TorporError,
     VmmFailed,
@@ -76,12 +77,18 @@ class Instance:
         except GuestFailed as error:
             process = self.vmm.process
             if process is not None and not process.is_alive():
-                raise VmmFailed(
-                    f"the VMM of instance {self.id} ended", reason=self.last_words()
-                ) from None
+                raise self._ended() from None
             raise GuestFailed(
                 error.message, reason=error.reason, hint=error.hint or self.last_words()
             ) from None
+
+    def _ended(self) -> TorporError:
+        """Why the VMM is gone, as far as can be told."""
+        message = f"the VMM of instance {self.id} ended"
+        room = os.statvfs(self.directory)
+        if room.f_bavail == 0:  # the kernel ends it with SIGBUS and no word
+            return NoSpace(message, reason=f"the disk of {self.directory} is full")
+        return VmmFailed(message, reason=self.last_words())
 
     def last_words(self, lines: int = 15) -> str:
         """The end of the console and of the VMM's own output, for error messages."""
