@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from torpor.host.sparse import copy_sparse, write_page_runs
-from torpor.image.scratch import make_empty_app, make_scratch
 
 from fixtures.fake_vmm import FakeDriver
 from torpor.config import Settings
 from torpor.errors import InternalError, TorporError, VmmFailed
+from torpor.host.sparse import copy_sparse, write_page_runs
 from torpor.image.kernel import KERNEL_CMDLINE, load_boot
+from torpor.image.scratch import make_empty_app, make_scratch
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory

@@ -165,6 +165,8 @@ class QemuVmm(Vmm):
 
     def _spawn(self, extra: list[str]) -> ProcessId:
         config = self.config
+        if not config.memory.is_file():  # QEMU would make an empty one
+            raise VmmFailed(f"there is no memory file {config.memory}")
         with _listening(config.directory / _SOCKET_NAME) as listener:
             command = [
                 self._program,
