@@ -202,10 +202,11 @@ class _Table:
     def _memory(self) -> int:
         text = self._text_value("memory", "256MiB")
         size_bytes: int = self._parsed("memory", text, parse_size)
-        if not 64 * MiB <= size_bytes <= 64 * GiB or size_bytes % (2 * MiB):
+        # below 80 MiB the guest's kernel has no room to unpack itself and never speaks
+        if not 96 * MiB <= size_bytes <= 64 * GiB or size_bytes % (2 * MiB):
             shown = format_size(size_bytes)
             raise self._error(
-                "memory", f"memory must be a multiple of 2 MiB from 64 MiB to 64 GiB, not {shown}"
+                "memory", f"memory must be a multiple of 2 MiB from 96 MiB to 64 GiB, not {shown}"
             )
         return size_bytes
 

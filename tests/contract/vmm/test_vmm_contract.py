@@ -16,6 +16,7 @@ from torpor.errors import InternalError, TorporError, VmmFailed
 from torpor.host.sparse import copy_sparse, write_page_runs
 from torpor.image.kernel import KERNEL_CMDLINE, load_boot
 from torpor.image.scratch import make_empty_app, make_scratch
+from torpor.image.squashfs import tree_to_squashfs
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-MACHINE = Machine(memory_bytes=64 * MiB, vcpus=1, scratch_bytes=64 * MiB, app_bytes=MiB)
+MACHINE = Machine(memory_bytes=128 * MiB, vcpus=1, scratch_bytes=64 * MiB, app_bytes=MiB)
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Rig:
     directory: Path
     kernel: Path
     initramfs: Path
+    kernel_says: str = ""
+    """What the console shows when the guest runs from its own memory, no more from firmware."""
 
     def __post_init__(self) -> None:
         self._number = itertools.count()
@@ -53,14 +56,17 @@ class Rig:
             make_scratch(directory / "scratch", MACHINE.scratch_bytes)
         else:
             copy_sparse(scratch, directory / "scratch")
-        for name in ("app", "image"):
-            make_empty_app(directory / name, MACHINE.app_bytes)
+        make_empty_app(directory / "app", MACHINE.app_bytes)
+        tree = directory / "tree"
+        for name in ("proc", "sys", "dev", "tmp", "run", "app"):
+            (tree / name).mkdir(parents=True)
+        tree_to_squashfs(tree, directory / "image")  # enough for the agent: the guest stays up
         return VmConfig(
             directory=directory,
             machine=MACHINE,
             kernel=self.kernel,
             initramfs=self.initramfs,
-            command_line=KERNEL_CMDLINE,
+            command_line=KERNEL_CMDLINE.replace("quiet ", ""),
             memory=memory,
             image=directory / "image",
             scratch=directory / "scratch",
@@ -78,7 +84,12 @@ class Rig:
         vmm = self.create()
         await vmm.boot()
         await self.until_it_wrote(vmm, pages=8)
-        return vmm
+        async with asyncio.timeout(60):
+            for _ in itertools.count():
+                if not self.kernel_says or self.kernel_says in vmm.config.console_log.read_text():
+                    return vmm
+                await asyncio.sleep(0.05)
+        raise AssertionError("unreachable")
 
     async def until_it_wrote(self, vmm: Vmm, *, pages: int) -> WrittenMemory:
         """Let the guest run until it has written so many pages; the VM runs on."""
@@ -122,7 +133,9 @@ def _fake(tmp_path: Path) -> Rig:
 
 def _qemu(tmp_path: Path) -> Rig:
     boot = load_boot(Settings().boot_dir)
-    return Rig(QemuDriver(Settings()), tmp_path, boot.kernel, boot.initramfs)
+    return Rig(
+        QemuDriver(Settings()), tmp_path, boot.kernel, boot.initramfs, "Run /init as init process"
+    )
 
 
 @pytest.fixture(params=[_fake, pytest.param(_qemu, marks=pytest.mark.vm)], ids=["fake", "qemu"])
