@@ -180,13 +180,14 @@ def _write_or_punch(target: int, offset: int, data: bytes) -> None:
         if piece and piece != _ZERO_PAGE[: len(piece)]:
             continue
         if page > run_begin:
-            _pwrite_all(target, data[run_begin:page], offset + run_begin)
+            write_at(target, data[run_begin:page], offset + run_begin)
         if piece:
-            _punch(target, offset + page, len(piece))
+            punch_hole(target, offset + page, len(piece))
         run_begin = page + PAGE_BYTES
 
 
-def _pwrite_all(target: int, data: bytes, offset: int) -> None:
+def write_at(target: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at an offset of an open file. Raises NoSpace."""
     view = memoryview(data)
     while view:
         try:
@@ -196,7 +197,11 @@ def _pwrite_all(target: int, data: bytes, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def _punch(target: int, offset: int, length: int) -> None:
+def punch_hole(target: int, offset: int, length: int) -> None:
+    """Make a range of an open file zeros, without blocks where the file system can.
+
+    Raises NoSpace.
+    """
     result = _libc.fallocate(
         ctypes.c_int(target),
         ctypes.c_int(_PUNCH_HOLE_KEEP_SIZE),
@@ -204,7 +209,7 @@ def _punch(target: int, offset: int, length: int) -> None:
         ctypes.c_int64(length),
     )
     if result != 0:  # a file system without holes takes zeros
-        _pwrite_all(target, bytes(length), offset)
+        write_at(target, bytes(length), offset)
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:
