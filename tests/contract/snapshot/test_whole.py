@@ -12,7 +12,7 @@ from torpor.errors import Damaged, NotFound, ObjectMissing, StoreUnreachable, To
 from torpor.host.sparse import blake3_file, nonzero_extents
 from torpor.snapshot.local import LocalSnapshots
 from torpor.snapshot.manifest import Function, Machine, Platform
-from torpor.snapshot.transfer import pull, push
+from torpor.snapshot.whole import pull, push
 from torpor.store.plain import open_plain
 from torpor.store.wrappers import Fault, Faults
 from torpor.units import Digest
@@ -140,10 +140,10 @@ KINDS = ("manifest", "memory", "disk", "vmstate", "image", "app", "ref")
 def key_of(nodes: Nodes, kind: str) -> str:
     """The key of an object of a kind."""
     if kind == "ref":
-        return "refs/f"
+        return "whole/refs/f"
     if kind in ("image", "app"):
-        return f"images/{list(nodes.images)[kind == 'app']}"
-    return f"snapshots/{nodes.snapshot.digest}/{kind}"
+        return f"whole/images/{list(nodes.images)[kind == 'app']}"
+    return f"whole/snapshots/{nodes.snapshot.digest}/{kind}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,7 +186,7 @@ def test_push_that_fails_half_way(nodes: Nodes, operation: str) -> None:
     with pytest.raises(StoreUnreachable):
         nodes.push()
     with pytest.raises(ObjectMissing):
-        nodes.plain.get("refs/f", limit_bytes=999)
+        nodes.plain.get("whole/refs/f", limit_bytes=999)
     nodes.push()
     nodes.pull()
 
