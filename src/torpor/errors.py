@@ -20,7 +20,8 @@
     │   └── DeadlineExceeded   it took longer than it may
     ├── DataError              stored bytes are not what they should be: the data's
     │   ├── Damaged            a digest, length or encoding does not fit
-    │   └── Incompatible       a sound snapshot that this host cannot run
+    │   ├── Incompatible       a sound snapshot that this host cannot run
+    │   └── KeyMissing         a sound object sealed with a key that is not here
     └── InternalError          torpor broke its own rules: ours
 
 A class is its default exit code and HTTP status; an object is what happened (`message`), why
@@ -191,6 +192,13 @@ class Incompatible(DataError):
 
     exit_code = 32
     http_status = 409
+
+
+class KeyMissing(DataError):
+    """A sound object that is sealed with a key which this node does not have."""
+
+    exit_code = 33
+    http_status = 403
 
 
 class InternalError(TorporError):

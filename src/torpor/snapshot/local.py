@@ -1,6 +1,6 @@
 """The snapshots of one node: a directory each, named by its digest, immutable once it is there.
 
-ROOT/<digest>/manifest.json  memory  vmstate  disk
+ROOT/<digest>/manifest.json  memory  vmstate  disk  [written.json]
 ROOT/.staging-<pid>-<start>-<random>/     being made, by that process
 ROOT/.removed-<pid>-<start>-<random>/     being deleted
 """
@@ -13,6 +13,8 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from torpor.errors import Conflict, Damaged, InvalidInput, NotFound
 from torpor.host.process import ProcessId
@@ -32,9 +34,10 @@ from torpor.snapshot.manifest import (
 from torpor.units import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+_WRITTEN: Final = "written.json"
 _STAGING: Final = ".staging-"
 _REMOVED: Final = ".removed-"
 _SHORTEST_PREFIX: Final = 6
@@ -63,6 +66,17 @@ class LocalSnapshot:
         """The scratch disk, sparse."""
         return self.directory / "disk"
 
+    def written(self) -> tuple[tuple[int, int], ...] | None:
+        """Where memory was written since the parent: (offset, length) runs, ascending.
+
+        None when this node does not know, as for a snapshot that came from elsewhere.
+        """
+        try:
+            encoded = (self.directory / _WRITTEN).read_bytes()
+            return msgspec.json.decode(encoded, type=tuple[tuple[int, int], ...])
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
     def disk_usage_bytes(self) -> int:
         """Bytes that the files occupy; pages shared by reflinks count in full."""
         return sum(path.stat().st_blocks * 512 for path in self.directory.iterdir())
@@ -89,6 +103,10 @@ class Staging:
     def disk(self) -> Path:
         """Where the scratch disk goes."""
         return self.directory / "disk"
+
+    def record_written(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Keep where memory differs from the parent's: a push then reads only that."""
+        (self.directory / _WRITTEN).write_bytes(msgspec.json.encode(runs))
 
     def publish(
         self,

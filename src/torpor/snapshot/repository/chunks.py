@@ -1,0 +1,73 @@
+"""Chunks: a window's content, compressed when that makes it smaller (docs/format.md, "Chunk")."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import zstandard
+
+from torpor.errors import Damaged
+from torpor.snapshot.windows import WINDOW_BYTES
+
+ID_BYTES: Final = 32
+OVERHEAD_BYTES: Final = 1 + 12 + 16
+"""What encoding and sealing add to a window at most: encoding byte, nonce, tag."""
+LONGEST_BYTES: Final = WINDOW_BYTES + OVERHEAD_BYTES
+
+_STORED: Final = 0
+_ZSTD: Final = 1
+
+_local = threading.local()
+
+
+def encode(data: bytes | memoryview, *, level: int) -> bytes:
+    """One byte that says how, then the content: zstd at `level`, or as it is when not smaller."""
+    packed: bytes = _compressor(level).compress(data)
+    if len(packed) < len(data):
+        return b"\x01" + packed
+    return b"\x00" + bytes(data)
+
+
+def decode(encoded: bytes | memoryview, *, limit_bytes: int = WINDOW_BYTES) -> bytes:
+    """What was encoded, at most `limit_bytes`.
+
+    Nothing is allocated by a length that the data claims without checking it first. Raises Damaged
+    for an unknown encoding, a frame that is not whole, more than the limit, or bytes behind it.
+    """
+    if len(encoded) == 0:
+        raise Damaged("a chunk is empty")
+    match encoded[0]:
+        case 0:
+            if len(encoded) - 1 > limit_bytes:
+                raise Damaged("a chunk is too long", reason=f"{len(encoded) - 1} bytes")
+            return bytes(encoded[1:])
+        case 1:
+            return _decompress(bytes(encoded[1:]), limit_bytes)
+        case other:
+            raise Damaged("a chunk has an unknown encoding", reason=f"its first byte is {other}")
+
+
+def _decompress(frame: bytes, limit_bytes: int) -> bytes:
+    try:
+        size = zstandard.frame_content_size(frame)
+        if not 0 <= size <= limit_bytes:
+            raise Damaged("a chunk is too long", reason=f"its frame claims {size} bytes")
+        return _decompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Damaged("a chunk cannot be decompressed", reason=str(error)) from None
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    known = getattr(_local, "compressor", None)
+    if known is None or known[0] != level:
+        known = _local.compressor = (level, zstandard.ZstdCompressor(level=level))
+    compressor: zstandard.ZstdCompressor = known[1]
+    return compressor
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    known: zstandard.ZstdDecompressor | None = getattr(_local, "decompressor", None)
+    if known is None:
+        known = _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+    return known

@@ -1,0 +1,191 @@
+"""File maps: for each non-zero window of a file, which chunk it is and where that lies.
+
+docs/format.md, "File map", is the format. A map is complete: what it does not name is zeros.
+"""
+
+from __future__ import annotations
+
+import array
+import bisect
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from torpor.errors import Damaged
+from torpor.snapshot.repository.chunks import ID_BYTES, LONGEST_BYTES
+from torpor.snapshot.windows import count_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PACK_ID_BYTES: Final = 16
+LARGEST_FILE_BYTES: Final = 1 << 44
+LARGEST_PACK_BYTES: Final = 64 * 1024 * 1024
+LARGEST_WAKE_BYTES: Final = 1 << 31
+
+
+class Location(NamedTuple):
+    """Where a sealed chunk lies: the 16-byte pack id, offset and length in the object."""
+
+    pack: bytes
+    offset: int
+    length: int
+
+
+class Entry(NamedTuple):
+    """One window: its number, its chunk's id and location."""
+
+    window: int
+    chunk_id: bytes
+    location: Location
+
+
+class EncodedRun(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Windows that follow each other, whose chunks follow each other in one pack.
+
+    `lengths` are the sealed chunks' lengths, 16 bits each, little-endian; `ids` 32 bytes each.
+    """
+
+    first_window: int
+    pack: int
+    offset: int
+    lengths: bytes
+    ids: bytes
+
+
+class EncodedMap(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A file map as it stands in a record: the file's length, the packs, and the runs."""
+
+    size_bytes: int
+    packs: tuple[bytes, ...]
+    runs: tuple[EncodedRun, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    first_window: int
+    pack: bytes
+    offsets: tuple[int, ...]
+    lengths: array.array[int]
+    ids: bytes
+
+    def entry(self, index: int) -> Entry:
+        where = Location(self.pack, self.offsets[index], self.lengths[index])
+        start = index * ID_BYTES
+        return Entry(self.first_window + index, self.ids[start : start + ID_BYTES], where)
+
+
+class FileMap:
+    """A checked file map. Immutable; any thread may read it."""
+
+    def __init__(self, size_bytes: int, runs: Iterable[_Run]) -> None:
+        self.size_bytes = size_bytes
+        self._runs = tuple(runs)
+        self._firsts = [run.first_window for run in self._runs]
+        self.windows = sum(len(run.lengths) for run in self._runs)
+        """Windows that are not zero."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries, by window."""
+        for run in self._runs:
+            for index in range(len(run.lengths)):
+                yield run.entry(index)
+
+    def get(self, window: int) -> Entry | None:
+        """The entry of a window, None for one of zeros."""
+        place = bisect.bisect_right(self._firsts, window) - 1
+        if place < 0:
+            return None
+        run = self._runs[place]
+        index = window - run.first_window
+        return run.entry(index) if index < len(run.lengths) else None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Sum of the sealed lengths, a chunk that several windows share counted for each."""
+        return sum(sum(run.lengths) for run in self._runs)
+
+    def packs(self) -> set[bytes]:
+        """The ids of all packs that hold something of the file."""
+        return {run.pack for run in self._runs}
+
+
+def encode_map(size_bytes: int, entries: Iterable[Entry]) -> EncodedMap:
+    """The encoded form of entries that ascend by window."""
+    packs: dict[bytes, int] = {}
+    runs: list[EncodedRun] = []
+    pending: list[Entry] = []
+
+    def close() -> None:
+        if pending:
+            lengths = array.array("H", (entry.location.length for entry in pending))
+            if sys.byteorder == "big":
+                lengths.byteswap()
+            first = pending[0]
+            pack = packs.setdefault(first.location.pack, len(packs))
+            ids = b"".join(entry.chunk_id for entry in pending)
+            place = first.location.offset
+            runs.append(EncodedRun(first.window, pack, place, lengths.tobytes(), ids))
+            pending.clear()
+
+    for entry in entries:
+        if pending and not _follows(pending[-1], entry):
+            close()
+        pending.append(entry)
+    close()
+    return EncodedMap(size_bytes, tuple(packs), tuple(runs))
+
+
+def decode_map(encoded: EncodedMap, *, largest_pack_bytes: int = LARGEST_PACK_BYTES) -> FileMap:
+    """A map after every number in it was checked. Raises Damaged that says what does not fit."""
+    if not 0 <= encoded.size_bytes <= LARGEST_FILE_BYTES:
+        raise _bad(f"a file of {encoded.size_bytes} bytes")
+    if len(set(encoded.packs)) != len(encoded.packs) or any(
+        len(pack) != PACK_ID_BYTES for pack in encoded.packs
+    ):
+        raise _bad("a pack id of another length, or one twice")
+    runs = []
+    next_window, windows = 0, count_windows(encoded.size_bytes)
+    for run in encoded.runs:
+        decoded = _decode_run(run, encoded.packs, largest_pack_bytes)
+        if run.first_window < next_window:
+            raise _bad("windows that do not ascend")
+        next_window = run.first_window + len(decoded.lengths)
+        if next_window > windows:
+            raise _bad("a window behind the file's end")
+        runs.append(decoded)
+    return FileMap(encoded.size_bytes, runs)
+
+
+def _decode_run(run: EncodedRun, packs: tuple[bytes, ...], largest_pack_bytes: int) -> _Run:
+    count, odd = divmod(len(run.lengths), 2)
+    if odd or count == 0 or len(run.ids) != count * ID_BYTES:
+        raise _bad("a run whose ids and lengths do not fit")
+    if not 0 <= run.pack < len(packs):
+        raise _bad("a run in a pack that is not listed")
+    lengths = array.array("H", run.lengths)
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    if min(lengths) == 0 or max(lengths) > LONGEST_BYTES:
+        raise _bad("a chunk length that cannot be")
+    offsets, place = [], run.offset
+    for length in lengths:
+        offsets.append(place)
+        place += length
+    if run.offset < 0 or place > largest_pack_bytes:
+        raise _bad("a chunk behind its pack's end")
+    return _Run(run.first_window, packs[run.pack], tuple(offsets), lengths, run.ids)
+
+
+def _follows(left: Entry, right: Entry) -> bool:
+    return (
+        right.window == left.window + 1
+        and right.location.pack == left.location.pack
+        and right.location.offset == left.location.offset + left.location.length
+    )
+
+
+def _bad(reason: str) -> Damaged:
+    return Damaged("a file map is inconsistent", reason=reason)

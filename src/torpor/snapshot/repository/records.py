@@ -1,0 +1,286 @@
+"""Records: everything in a repository that is not window content (docs/format.md, "Record").
+
+Each is a MessagePack map, compressed if that makes it smaller, sealed with the domain's key and
+bound to its kind and to the name of its object.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import blake3
+import msgspec
+import zstandard
+
+from torpor.errors import Damaged, Incompatible, KeyMissing, TorporError
+from torpor.snapshot.repository.domain import KEY_ID_BYTES
+from torpor.snapshot.repository.filemap import EncodedMap
+from torpor.units import Digest
+
+if TYPE_CHECKING:
+    from torpor.snapshot.repository.domain import Domain
+    from torpor.snapshot.repository.keys import Keyring
+
+VERSION: Final = 1
+HEADER_BYTES: Final = 16
+_MAGIC: Final = b"TORPOR"
+_LEVEL: Final = 3
+_STEP_BYTES: Final = 1 << 20
+
+
+class Kind(enum.IntEnum):
+    """The kind byte of a record's header."""
+
+    REF = 1
+    MANIFEST = 2
+    WAKE = 3
+    IMAGE = 4
+    INDEX = 5
+    LEASE = 6
+    CONDEMNED = 7
+
+
+LIMITS: Final[dict[Kind, int]] = {
+    Kind.REF: 16 * 1024,
+    Kind.MANIFEST: 256 * 1024 * 1024,
+    Kind.WAKE: 64 * 1024 * 1024,
+    Kind.IMAGE: 256 * 1024 * 1024,
+    Kind.INDEX: 16 * 1024 * 1024,
+    Kind.LEASE: 4 * 1024,
+    Kind.CONDEMNED: 64 * 1024 * 1024,
+}
+"""The longest body of each kind in bytes, before compression and after it."""
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Link(_Record, frozen=True):
+    """An object that a record vouches for: key, length, and BLAKE3 of its bytes."""
+
+    key: str
+    size_bytes: int
+    hash: bytes
+
+
+class WakeLink(_Record, frozen=True):
+    """A wake object: key, whole length, and BLAKE3 of its header, which names every chunk in it.
+
+    `header_bytes` is the length of the header's record; the chunks follow it.
+    """
+
+    key: str
+    size_bytes: int
+    header_bytes: int
+    hash: bytes
+
+
+class RefRecord(_Record, frozen=True):
+    """What a name points to. `name` is the ref's own, so that refs cannot be swapped."""
+
+    name: str
+    snapshot: Digest
+    manifest: Link
+    wake: WakeLink
+    updated_ns: int
+
+
+class ImageLink(_Record, frozen=True):
+    """An image or app of a snapshot: the digest of its file and its record."""
+
+    digest: Digest
+    record: Link
+
+
+class BaseLink(_Record, frozen=True):
+    """The base that a snapshot descends from, as this repository holds it."""
+
+    digest: Digest
+    manifest: Link
+
+
+class SnapshotRecord(_Record, frozen=True):
+    """A snapshot: the node's manifest as it is, and where the content of each file lies.
+
+    The maps are complete. `base` is there when the base was sent too; nothing of a restore needs
+    it, writers of other functions do.
+    """
+
+    manifest: bytes
+    memory: EncodedMap
+    disk: EncodedMap
+    wake: WakeLink
+    images: tuple[ImageLink, ...]
+    base: BaseLink | None
+
+
+class WakeRecord(_Record, frozen=True):
+    """The header of a wake object: file maps by name, all into the object's own data.
+
+    Names are `vmstate`, always there, and `disk` for scratch windows that are repeated here. Every
+    map has one pack, whose id is zeros: offset 0 is the first byte behind the header's record.
+    """
+
+    files: dict[str, EncodedMap]
+
+
+class ImageRecord(_Record, frozen=True):
+    """An image or app: digest and kind of the file, and where its windows lie."""
+
+    digest: Digest
+    content: EncodedMap
+
+
+class IndexRecord(_Record, frozen=True):
+    """The chunks of one pack in their order: lengths 16 bits each, ids 32 bytes each."""
+
+    pack: bytes
+    lengths: bytes
+    ids: bytes
+
+
+class LeaseRecord(_Record, frozen=True):
+    """A push under way, written again while it lasts."""
+
+    purpose: str
+    beats: int
+
+
+class CondemnedRecord(_Record, frozen=True):
+    """Objects that a collection is going to delete: no push may rely on them any more."""
+
+    keys: tuple[str, ...]
+
+
+_TYPES: Final[dict[Kind, type[_Record]]] = {
+    Kind.REF: RefRecord,
+    Kind.MANIFEST: SnapshotRecord,
+    Kind.WAKE: WakeRecord,
+    Kind.IMAGE: ImageRecord,
+    Kind.INDEX: IndexRecord,
+    Kind.LEASE: LeaseRecord,
+    Kind.CONDEMNED: CondemnedRecord,
+}
+_KINDS: Final = {record: kind for kind, record in _TYPES.items()}
+
+R = TypeVar("R", bound=_Record)
+
+
+class Opened(NamedTuple):
+    """A record's body and the domain whose key opened it."""
+
+    domain: Domain
+    body: bytes
+
+
+def hash_bytes(data: bytes | memoryview) -> bytes:
+    """BLAKE3 as links carry it."""
+    return blake3.blake3(data).digest()
+
+
+def seal(domain: Domain, name: str, record: _Record) -> bytes:
+    """The bytes of a record that becomes the object `name`."""
+    kind = _KINDS[type(record)]
+    header = _MAGIC + bytes((kind, VERSION)) + domain.key_id
+    return header + domain.seal_record(header, name, _pack(msgspec.msgpack.encode(record)))
+
+
+def unseal(keyring: Keyring, name: str, data: bytes, as_type: type[R]) -> tuple[R, Domain]:
+    """The record in the bytes of the object `name`, and the domain that it belongs to.
+
+    Raises Damaged, Incompatible for a newer version, KeyMissing; each names the object.
+    """
+    kind = _KINDS[as_type]
+    try:
+        opened = _open(keyring, name, data, kind)
+        body = _unpack(opened.body, LIMITS[kind])
+        return msgspec.msgpack.decode(body, type=as_type), opened.domain
+    except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
+        raise damaged(name, f"it is no record of its kind: {error}") from None
+    except Damaged as error:
+        raise damaged(name, str(error)) from None
+
+
+def damaged(name: str, reason: str) -> Damaged:
+    """The error for an object whose bytes are not what they should be."""
+    return Damaged(
+        f"object {name} in the store is damaged",
+        reason=reason,
+        hint="`torpor store check` lists what is; push again from a node that has the snapshot",
+    )
+
+
+def check_link(link: Link | WakeLink, data: bytes) -> None:
+    """Raise Damaged unless `data` is what the link vouches for."""
+    if hash_bytes(data) != link.hash:
+        raise damaged(link.key, "its hash is another than the one that points to it says")
+
+
+def within(name: str, work: TorporError) -> TorporError:
+    """An error about a part of an object as one about the object."""
+    return damaged(name, str(work)) if isinstance(work, Damaged) else work
+
+
+def _open(keyring: Keyring, name: str, data: bytes, kind: Kind) -> Opened:
+    header = data[:HEADER_BYTES]
+    if len(header) < HEADER_BYTES or not header.startswith(_MAGIC):
+        raise Damaged("it is no record of a torpor repository")
+    found, version, key_id = header[6], header[7], header[8:]
+    if version > VERSION:
+        raise Incompatible(
+            f"object {name} has format version {version}",
+            reason=f"this torpor reads versions up to {VERSION}",
+            hint="install a newer torpor on this node",
+        )
+    if version != VERSION or found != kind:
+        raise Damaged(f"it says kind {found}, version {version}")
+    domain = keyring.find(key_id)
+    if domain is None:
+        raise KeyMissing(
+            f"object {name} is sealed with key {key_id.hex()}",
+            reason=f"this node has {' '.join(_key_names(keyring))}",
+            hint="add that key to the keyring; `torpor key show` tells where it is",
+        )
+    return Opened(domain, domain.open_record(header, name, data[HEADER_BYTES:]))
+
+
+def _key_names(keyring: Keyring) -> list[str]:
+    named = [d.key_id.hex() for d in (keyring.current, *keyring.others) if not d.is_plain]
+    return named or ["no key"]
+
+
+def _pack(body: bytes) -> bytes:
+    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(body)
+    return b"\x01" + packed if len(packed) < len(body) else b"\x00" + body
+
+
+def _unpack(packed: bytes, limit_bytes: int) -> bytes:
+    """Decompress as far as the data itself goes: no length in it is believed."""
+    if packed[:1] == b"\x00":
+        body = packed[1:]
+        if len(body) > limit_bytes:
+            raise Damaged(f"a body of {len(body)} bytes")
+        return body
+    if packed[:1] != b"\x01":
+        raise Damaged("a body with an unknown encoding")
+    parts: list[bytes] = []
+    total = 0
+    try:
+        claimed = zstandard.frame_content_size(packed[1:])
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+        with decompressor.stream_reader(packed[1:]) as reader:
+            while part := reader.read(_STEP_BYTES):
+                total += len(part)
+                if total > limit_bytes:
+                    raise Damaged(f"a body of more than {limit_bytes} bytes")
+                parts.append(part)
+    except zstandard.ZstdError as error:
+        raise Damaged(f"a body that cannot be decompressed: {error}") from None
+    if total != claimed:
+        raise Damaged("a body that is not whole")
+    return b"".join(parts)
+
+
+assert len(_MAGIC) + 2 + KEY_ID_BYTES == HEADER_BYTES

@@ -1,0 +1,399 @@
+"""One repository: the objects below a store's prefix, read with a keyring (docs/format.md)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import (
+    Conflict,
+    Damaged,
+    Incompatible,
+    InvalidInput,
+    KeyMissing,
+    NotFound,
+    ObjectConflict,
+    ObjectMissing,
+)
+from torpor.host.threads import map_ordered
+from torpor.snapshot.manifest import Manifest, decode_manifest
+from torpor.snapshot.repository.filemap import (
+    LARGEST_PACK_BYTES,
+    LARGEST_WAKE_BYTES,
+    PACK_ID_BYTES,
+    FileMap,
+    decode_map,
+)
+from torpor.snapshot.repository.records import (
+    LIMITS,
+    BaseLink,
+    CondemnedRecord,
+    ImageLink,
+    ImageRecord,
+    Kind,
+    Link,
+    RefRecord,
+    SnapshotRecord,
+    WakeLink,
+    WakeRecord,
+    check_link,
+    damaged,
+    hash_bytes,
+    seal,
+    unseal,
+)
+from torpor.store.interface import Absent, Etag
+from torpor.units import Digest, parse_digest, parse_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torpor.snapshot.repository.domain import Domain
+    from torpor.snapshot.repository.keys import Keyring
+    from torpor.store.interface import Store
+
+SELF_PACK: Final = bytes(PACK_ID_BYTES)
+"""The pack id by which a wake object's maps mean the object itself."""
+
+_OVERHEAD_BYTES: Final = 1024
+"""More than a record's header, salt, tag and encoding byte."""
+_PARALLEL: Final = 8
+
+
+@dataclass(frozen=True)
+class StoredRef:
+    """A ref and the tag of the object that it was read from."""
+
+    record: RefRecord
+    etag: str
+    domain: Domain
+
+
+@dataclass(frozen=True)
+class StoredSnapshot:
+    """A snapshot's record, checked: its manifest, the maps of memory and disk, its links."""
+
+    digest: Digest
+    link: Link
+    domain: Domain
+    manifest: Manifest
+    encoded_manifest: bytes
+    memory: FileMap
+    disk: FileMap
+    wake: WakeLink
+    images: tuple[ImageLink, ...]
+    base: BaseLink | None
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image's record, checked."""
+
+    digest: Digest
+    link: Link
+    domain: Domain
+    content: FileMap
+
+
+@dataclass(frozen=True)
+class WakeHeader:
+    """The header of a wake object: a map for each file in it, offsets within the object."""
+
+    link: WakeLink
+    domain: Domain
+    files: dict[str, FileMap]
+
+
+class Repository:
+    """Reads and writes the objects of a repository. Blocking; any thread may use it.
+
+    Every method may raise StoreError. What it reads is checked: Damaged, Incompatible (a newer
+    format) and KeyMissing name the object.
+    """
+
+    def __init__(self, store: Store, keyring: Keyring) -> None:
+        self.store = store
+        self.keyring = keyring
+        self.domain = keyring.current
+
+    # refs
+
+    def read_ref(self, name: str) -> StoredRef | None:
+        """What a name points to, None if there is no such ref."""
+        key = ref_key(name)
+        try:
+            data, etag = self.store.get(key, limit_bytes=_limit(Kind.REF))
+        except ObjectMissing:
+            return None
+        record, domain = unseal(self.keyring, key, data, RefRecord)
+        if record.name != name:
+            raise damaged(key, f"it was written for the name {record.name!r}")
+        _check_digest(key, record.snapshot)
+        _check_wake(key, record.wake)
+        return StoredRef(record, etag, domain)
+
+    def write_ref(
+        self,
+        name: str,
+        *,
+        snapshot: Digest,
+        manifest: Link,
+        wake: WakeLink,
+        before: StoredRef | None,
+    ) -> None:
+        """Point a name to a snapshot if it still is as it was read.
+
+        Raises Conflict, changing nothing, when somebody else wrote it meanwhile.
+        """
+        key = ref_key(name)
+        record = RefRecord(
+            name=name, snapshot=snapshot, manifest=manifest, wake=wake, updated_ns=time.time_ns()
+        )
+        condition = Absent() if before is None else Etag(before.etag)
+        try:
+            self.store.put(key, seal(self.domain, key, record), condition=condition)
+        except (ObjectConflict, ObjectMissing):
+            raise _lost_race(name, self.read_ref(name)) from None
+
+    def refs(self) -> list[str]:
+        """The names of all refs."""
+        return [info.key.removeprefix("refs/") for info in self.store.list("refs/")]
+
+    # snapshots
+
+    def resolve(self, reference: str) -> tuple[Digest, Link]:
+        """The snapshot that a ref or a whole digest means. Raises NotFound."""
+        if len(reference) == 64:
+            found = self.find_snapshot(parse_digest(reference))
+            if found is None:
+                raise NotFound(
+                    f"the store has no snapshot {reference[:12]}",
+                    hint="push it from a node that has it",
+                )
+            return found.digest, found.link
+        ref = self.read_ref(parse_name(reference, what="ref name"))
+        if ref is None:
+            raise NotFound(
+                f"there is no {reference!r}, neither on this node nor in the store",
+                hint="`torpor ls` and `torpor snapshot ls` list what is here; push it where it is",
+            )
+        return ref.record.snapshot, ref.record.manifest
+
+    def read_snapshot(self, digest: Digest, link: Link) -> StoredSnapshot:
+        """A snapshot's record by the link that points to it."""
+        data = self._linked(link, Kind.MANIFEST)
+        return self._decode_snapshot(digest, link, data)
+
+    def find_snapshot(
+        self, digest: Digest, *, domain: Domain | None = None, without: Iterable[str] = ()
+    ) -> StoredSnapshot | None:
+        """A sound record of a snapshot that some ref or push put there, by digest.
+
+        Only those of `domain`, if it is given, and none whose key is in `without`.
+        """
+        avoided = set(without)
+        for candidate in [domain] if domain else self._domains():
+            prefix = snapshot_prefix(candidate, digest)
+            for info in self.store.list(prefix):
+                if info.key in avoided or not info.key.endswith("/manifest"):
+                    continue
+                try:
+                    data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.MANIFEST))
+                    link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
+                    return self._decode_snapshot(digest, link, data)
+                except (ObjectMissing, Damaged, Incompatible, KeyMissing):
+                    continue  # another push's may be sound
+        return None
+
+    def read_wake(self, link: WakeLink) -> WakeHeader:
+        """The header of a wake object; `read_wake_data` has the rest."""
+        try:
+            header = self.store.get_range(link.key, 0, link.header_bytes)
+        except ObjectMissing:
+            raise _missing(link.key) from None
+        return self.decode_wake(link, header)
+
+    def decode_wake(self, link: WakeLink, header: bytes) -> WakeHeader:
+        """The header of a wake object from its bytes, the maps' offsets made the object's own."""
+        check_link(link, header)
+        record, domain = unseal(self.keyring, link.key, header, WakeRecord)
+        files = {}
+        for name, encoded in record.files.items():
+            try:
+                decoded = decode_map(
+                    encoded, largest_pack_bytes=link.size_bytes - link.header_bytes
+                )
+            except Damaged as error:
+                raise damaged(link.key, f"{name}: {error}") from None
+            if decoded.packs() - {SELF_PACK}:
+                raise damaged(link.key, f"{name} lies in another object")
+            files[name] = decoded
+        if "vmstate" not in files:
+            raise damaged(link.key, "it has no vmstate")
+        return WakeHeader(link, domain, files)
+
+    # images
+
+    def read_image(self, image: ImageLink) -> StoredImage:
+        """An image's record by the link that points to it."""
+        data = self._linked(image.record, Kind.IMAGE)
+        return self._decode_image(image.digest, image.record, data)
+
+    def find_image(self, digest: Digest, *, without: Iterable[str] = ()) -> StoredImage | None:
+        """A sound record of an image in the current domain, none whose key is in `without`."""
+        avoided = set(without)
+        for info in self.store.list(image_prefix(self.domain, digest)):
+            if info.key in avoided:
+                continue
+            try:
+                data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.IMAGE))
+                link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
+                return self._decode_image(digest, link, data)
+            except (ObjectMissing, Damaged, Incompatible, KeyMissing):
+                continue
+        return None
+
+    def condemned_keys(self) -> frozenset[str]:
+        """All that a collection is going to delete: a push must not build on any of it."""
+        infos = list(self.store.list("condemned/"))
+        found = map_ordered(
+            self._condemned, [info.key for info in infos], workers=_PARALLEL, ahead=2 * _PARALLEL
+        )
+        return frozenset(key for keys in found for key in keys)
+
+    # inside
+
+    def _condemned(self, key: str) -> tuple[str, ...]:
+        try:
+            data, _ = self.store.get(key, limit_bytes=_limit(Kind.CONDEMNED))
+        except ObjectMissing:
+            return ()
+        return unseal(self.keyring, key, data, CondemnedRecord)[0].keys
+
+    def _decode_snapshot(self, digest: Digest, link: Link, data: bytes) -> StoredSnapshot:
+        record, domain = unseal(self.keyring, link.key, data, SnapshotRecord)
+        try:
+            manifest = decode_manifest(record.manifest, digest)
+            memory = decode_map(record.memory)
+            disk = decode_map(record.disk)
+        except Damaged as error:
+            raise damaged(link.key, str(error)) from None
+        if (memory.size_bytes, disk.size_bytes) != (
+            manifest.memory.size_bytes,
+            manifest.disk.size_bytes,
+        ):
+            raise damaged(link.key, "its maps are not of the manifest's files")
+        _check_wake(link.key, record.wake)
+        for image in record.images:
+            _check_digest(link.key, image.digest)
+        wanted = [manifest.image, *([manifest.function.app] if manifest.function else [])]
+        if sorted(wanted) != sorted(image.digest for image in record.images):
+            raise damaged(link.key, "its images are not the manifest's")
+        return StoredSnapshot(
+            digest=digest,
+            link=link,
+            domain=domain,
+            manifest=manifest,
+            encoded_manifest=record.manifest,
+            memory=memory,
+            disk=disk,
+            wake=record.wake,
+            images=record.images,
+            base=record.base,
+        )
+
+    def _decode_image(self, digest: Digest, link: Link, data: bytes) -> StoredImage:
+        record, domain = unseal(self.keyring, link.key, data, ImageRecord)
+        if record.digest != digest:
+            raise damaged(link.key, "it is the record of another image")
+        try:
+            content = decode_map(record.content)
+        except Damaged as error:
+            raise damaged(link.key, str(error)) from None
+        return StoredImage(digest, link, domain, content)
+
+    def _linked(self, link: Link, kind: Kind) -> bytes:
+        if not 0 < link.size_bytes <= _limit(kind):
+            raise damaged(link.key, f"a length of {link.size_bytes} bytes")
+        try:
+            data, _ = self.store.get(link.key, limit_bytes=link.size_bytes)
+        except ObjectMissing:
+            raise _missing(link.key) from None
+        except InvalidInput as error:
+            raise damaged(link.key[:80], str(error)) from None
+        check_link(link, data)
+        return data
+
+    def _domains(self) -> list[Domain]:
+        plain = self.keyring.find(bytes(len(self.domain.key_id)))
+        domains = [self.domain, *self.keyring.others]
+        return domains if plain is None or plain.key_id == self.domain.key_id else [*domains, plain]
+
+
+def ref_key(name: str) -> str:
+    """The object of a ref. Raises InvalidInput."""
+    return f"refs/{parse_name(name, what='ref name')}"
+
+
+def snapshot_prefix(domain: Domain, digest: Digest) -> str:
+    """Where the records of a snapshot are; its digest cannot be told from it without the key."""
+    return f"snapshots/{domain.object_id('snapshot', digest)}/"
+
+
+def image_prefix(domain: Domain, digest: Digest) -> str:
+    """Where the records of an image are."""
+    return f"images/{domain.object_id('image', digest)}/"
+
+
+def pack_key(pack: bytes) -> str:
+    """The object of a pack."""
+    return f"packs/{pack.hex()}"
+
+
+def index_key(pack: bytes) -> str:
+    """The object that lists a pack's chunks."""
+    return f"index/{pack.hex()}"
+
+
+def new_id() -> bytes:
+    """A random id for a pack or a push: no two writers ever write one object."""
+    return secrets.token_bytes(PACK_ID_BYTES)
+
+
+def _limit(kind: Kind) -> int:
+    return LIMITS[kind] + _OVERHEAD_BYTES
+
+
+def _check_digest(key: str, digest: str) -> None:
+    try:
+        parse_digest(digest)
+    except InvalidInput as error:
+        raise damaged(key, str(error)) from None
+
+
+def _check_wake(key: str, wake: WakeLink) -> None:
+    if not 0 < wake.header_bytes <= min(wake.size_bytes, _limit(Kind.WAKE)):
+        raise damaged(key, f"a wake header of {wake.header_bytes} bytes")
+    if wake.size_bytes > LARGEST_WAKE_BYTES:
+        raise damaged(key, f"a wake object of {wake.size_bytes} bytes")
+
+
+def _missing(key: str) -> ObjectMissing:
+    return ObjectMissing(
+        f"the store has no object {key}",
+        reason="what points to it is there",
+        hint="`torpor store check` lists what is missing; push the snapshot again",
+    )
+
+
+def _lost_race(name: str, now: StoredRef | None) -> Conflict:
+    return Conflict(
+        f"somebody else wrote {name} in the store meanwhile",
+        reason=f"it points to snapshot {now.record.snapshot[:12]}" if now else "it was deleted",
+        hint="look at that one first; pushing again replaces it",
+    )
+
+
+assert LARGEST_PACK_BYTES < LARGEST_WAKE_BYTES
