@@ -33,6 +33,29 @@ def _parse_int(text: str) -> int:
         raise InvalidInput(f"not a whole number: {text!r}") from None
 
 
+def _parse_yes_no(text: str) -> bool:
+    match text.lower():
+        case "yes" | "true" | "1" | "on":
+            return True
+        case "no" | "false" | "0" | "off":
+            return False
+        case _:
+            raise InvalidInput(f"neither yes nor no: {text!r}", hint="write yes or no")
+
+
+def _parse_transfer(text: str) -> str:
+    if text not in ("repository", "whole"):
+        raise InvalidInput(f"not a way to transfer: {text!r}", hint="use repository or whole")
+    return text
+
+
+def _parse_level(text: str) -> int:
+    level = _parse_int(text)
+    if not 1 <= level <= 19:
+        raise InvalidInput(f"not a zstd level: {text!r}", hint="use 1 (fast) to 19 (small)")
+    return level
+
+
 def _parse_accelerator(text: str) -> str:
     if text not in ("auto", "tcg", "kvm"):
         raise InvalidInput(f"not an accelerator: {text!r}", hint="use auto, tcg or kvm")
@@ -69,6 +92,17 @@ class Settings:
     boot_timeout_s: float = _row(60.0, parse_duration, "a VM's agent must answer within this")
     start_timeout_s: float = _row(30.0, parse_duration, "a function must listen within this")
     request_timeout_s: float = _row(60.0, parse_duration, "a function must answer within this")
+    key: str = _row(
+        "", str, "domain key, as `torpor key init` writes it; empty: the key file", secret=True
+    )
+    key_file: str = _row("", str, "file with the domain keys, mode 0600; empty: key below home")
+    plain: bool = _row(
+        False, _parse_yes_no, "push without encryption: whoever reads the store reads the memory"
+    )
+    transfer: Literal["repository", "whole"] = _row(
+        "repository", _parse_transfer, "repository: only what is new, sealed; whole: for comparison"
+    )
+    zstd_level: int = _row(3, _parse_level, "compression of chunks, 1 to 19")
     s3_endpoint: str = _row("", str, "S3 endpoint URL, for stores other than AWS")
     s3_region: str = _row("us-east-1", str, "S3 region")
     s3_access_key_id: str = _row("", str, "S3 key id; empty: AWS_* variables", secret=True)

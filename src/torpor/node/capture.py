@@ -114,6 +114,8 @@ def _assemble(
     with staging.memory.open("r+b", buffering=0) as target, written.data.open("rb") as source:
         write_page_runs(target.fileno(), written.runs, source.fileno())
     written.data.unlink()
+    if parent is not None:
+        staging.record_written(written.runs)
 
 
 def _parent_digest(instance: Instance) -> Digest | None:

@@ -12,13 +12,12 @@ from torpor.host.lock import exclusive, shared
 from torpor.image.spec import load_spec
 from torpor.node.capture import Captured, capture
 from torpor.node.deploy import Deployed, Deployer
+from torpor.node.exchange import Exchange
 from torpor.node.instance import Instances, read_tail
 from torpor.node.invoke import Request, Response, send_request
 from torpor.node.parts import Parts, Reporter, log, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.timeline import Timeline
-from torpor.snapshot.transfer import TransferReport, pull, push
-from torpor.store.stack import open_store
 from torpor.units import parse_name
 from torpor.vmm.interface import finish
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from torpor.node.journal import InstanceRow
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function
+    from torpor.snapshot.transfer import TransferReport
     from torpor.units import Digest
     from torpor.vmm.interface import Driver
 
@@ -63,6 +63,7 @@ class Node:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.instances = Instances(parts)
+        self.exchange = Exchange(parts)
         self._deployer = Deployer(parts, self.instances)
 
     @classmethod
@@ -297,12 +298,17 @@ class Node:
             )
         name = reference if reference in named.names else named.names[0]
         with self._files_lock():
-            return await in_thread(self._push, named.snapshot, name)
+            return await in_thread(self.exchange.push, named.snapshot, name)
 
-    async def pull(self, reference: str) -> tuple[NamedSnapshot, TransferReport]:
-        """Fetch a snapshot from the store; a ref becomes a name on this node."""
+    async def pull(
+        self, reference: str, *, expect: Digest | None = None
+    ) -> tuple[NamedSnapshot, TransferReport]:
+        """Fetch a snapshot from the store; a ref becomes a name on this node.
+
+        With `expect`, a ref that points to another snapshot is refused with Conflict.
+        """
         with self._files_lock():
-            digest, report = await in_thread(self._pull, reference)
+            digest, report = await in_thread(self._pull, reference, expect)
         return await self.inspect(digest), report
 
     async def collect(self) -> list[Digest]:
@@ -373,22 +379,8 @@ class Node:
                 error.message, reason=f"{error.reason}\n{tail}".strip(), hint=error.hint
             ) from None
 
-    def _push(self, snapshot: LocalSnapshot, name: str) -> TransferReport:
-        manifest = snapshot.manifest
-        digests = [manifest.image, *([manifest.function.app] if manifest.function else [])]
-        images = {digest: self.parts.images.path(digest) for digest in digests}
-        store = open_store(self.parts.settings)
-        return push(store, snapshot, ref=name, images=images, progress=self.parts.reporter)
-
-    def _pull(self, reference: str) -> tuple[Digest, TransferReport]:
-        digest, manifest, report = pull(
-            open_store(self.parts.settings),
-            reference,
-            snapshots=self.parts.snapshots,
-            adopt_image=self.parts.images.adopt,
-            has_image=self.parts.images.has,
-            progress=self.parts.reporter,
-        )
+    def _pull(self, reference: str, expect: Digest | None = None) -> tuple[Digest, TransferReport]:
+        digest, manifest, report = self.exchange.pull(reference, expect=expect)
         if reference != digest and manifest.kind != "base":
             self.parts.journal.set_ref(reference, digest)
         return digest, report
