@@ -17,6 +17,7 @@ from torpor.node.invoke import Request, send_request
 from torpor.node.leftovers import find_leftovers
 from torpor.node.node import Node
 from torpor.node.timeline import Timeline
+from torpor.snapshot.repository.keys import new_key_line
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ async def demonstrate(
     for path in (home_b, store):
         shutil.rmtree(path, ignore_errors=True)
     url = settings.store or f"file://{store.absolute()}"
-    node_a = dataclasses.replace(settings, home=home_a, store=url)
-    node_b = dataclasses.replace(settings, home=home_b, store=url)
+    shared = dataclasses.replace(settings, store=url, key=settings.key or new_key_line())
+    node_a = dataclasses.replace(shared, home=home_a)
+    node_b = dataclasses.replace(shared, home=home_b)
     try:
         await _on_node_a(node_a, function, shown, reporter)
         await _on_node_b(node_b, shown, reporter)
