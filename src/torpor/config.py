@@ -108,7 +108,9 @@ class Settings:
     s3_access_key_id: str = _row("", str, "S3 key id; empty: AWS_* variables", secret=True)
     s3_secret_access_key: str = _row("", str, "S3 secret; empty: AWS_* variables", secret=True)
     store_timeout_s: float = _row(30.0, parse_duration, "deadline of one request to the store")
-    store_retries: int = _row(5, _parse_int, "repeats of a request that failed in passing")
+    store_retry_s: float = _row(
+        20.0, parse_duration, "a request to the store that failed in passing is repeated this long"
+    )
     store_concurrency: int = _row(8, _parse_int, "requests to the store at the same time")
 
     def store_url(self) -> str:

@@ -13,8 +13,8 @@ from torpor.host.sparse import blake3_file, nonzero_extents
 from torpor.snapshot.local import LocalSnapshots
 from torpor.snapshot.manifest import Function, Machine, Platform
 from torpor.snapshot.whole import pull, push
+from torpor.store.faults import Fault, Faults
 from torpor.store.plain import open_plain
-from torpor.store.wrappers import Fault, Faults
 from torpor.units import Digest
 
 if TYPE_CHECKING:
