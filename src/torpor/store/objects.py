@@ -15,6 +15,7 @@ from torpor.errors import (
     InvalidInput,
     ObjectConflict,
     ObjectMissing,
+    StoreError,
     StoreUnreachable,
 )
 from torpor.host.cancel import checkpoint
@@ -229,6 +230,12 @@ class PlainStore(Store):
             yield
         except (obs.BaseError, OSError, NotImplementedError) as error:
             raise translate(error, key, self._where) from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # pyo3's: no Exception, not importable
+                raise
+            raise StoreError(
+                f"what {self._where} answered for {key} makes no sense", reason=str(error)
+            ) from None
 
 
 class _Source:

@@ -222,12 +222,22 @@ def test_single_keys_that_bulk_deletion_refuses(
     proxied: Settings, proxy: FaultyProxy, code: str, error: type[StoreError]
 ) -> None:
     """Deletion in bulk answers 200 with an error for a key; its code decides."""
-    refused = f"<Key>k</Key><Code>{code}</Code><Message>no</Message>"
+    key = proxied.store.removeprefix("s3://").partition("/")[2] + "/k"
+    refused = f"<Key>{key}</Key><Code>{code}</Code><Message>no</Message>"
     text = f"<DeleteResult><Error>{refused}</Error></DeleteResult>"
     proxy.spoil(Spoil("status", method="POST", status=200, body=text))
     with pytest.raises(StoreError) as caught:
         plain(proxied).delete_many(["k"])
     assert type(caught.value) is error, caught.value
+
+
+def test_an_answer_that_obstore_panics_on(proxied: Settings, proxy: FaultyProxy) -> None:
+    """Where Rust panics, as on an error for a key that was not asked, it is StoreError."""
+    refused = "<Key>another</Key><Code>AccessDenied</Code><Message>no</Message>"
+    text = f"<DeleteResult><Error>{refused}</Error></DeleteResult>"
+    proxy.spoil(Spoil("status", method="POST", status=200, body=text))
+    with pytest.raises(StoreError, match="makes no sense"):
+        plain(proxied).delete_many(["k"])
 
 
 @pytest.mark.parametrize(
