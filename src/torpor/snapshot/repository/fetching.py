@@ -61,8 +61,8 @@ class Plan:
     def __init__(self) -> None:
         self._wanted: dict[str, dict[int, Wanted]] = collections.defaultdict(dict)
 
-    def add(self, key: str, entry: Entry, domain: Domain, target: Target) -> None:
-        """Want a window. Raises Damaged when two maps disagree about a place in an object."""
+    def want(self, key: str, entry: Entry, domain: Domain) -> Wanted:
+        """Want a window's chunk. Raises Damaged when two maps disagree about a place."""
         place = entry.location
         known = self._wanted[key].get(place.offset)
         if known is None:
@@ -71,7 +71,7 @@ class Plan:
             )
         if (known.length, known.chunk_id) != (place.length, entry.chunk_id):
             raise damaged(key, "two records disagree about a chunk in it")
-        known.targets.append(target)
+        return known
 
     def add_file(
         self,
@@ -85,8 +85,20 @@ class Plan:
         """Want windows of a file of `size_bytes`, written to its descriptor."""
         for entry in entries:
             length = window_length(entry.window, size_bytes)
-            target = Target(descriptor, entry.window, length)
-            self.add(key_of(entry.location.pack), entry, domain, target)
+            wanted = self.want(key_of(entry.location.pack), entry, domain)
+            wanted.targets.append(Target(descriptor, entry.window, length))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that are wanted."""
+        return sum(len(chunks) for chunks in self._wanted.values())
+
+    def ends(self) -> dict[str, int]:
+        """How long each object must at least be."""
+        return {
+            key: max(wanted.offset + wanted.length for wanted in chunks.values())
+            for key, chunks in self._wanted.items()
+        }
 
     @property
     def stored_bytes(self) -> int:
@@ -115,7 +127,7 @@ def fetch(
     """
 
     def work(request: Request) -> None:
-        data = memoryview(_get(store, request))
+        data = memoryview(read_request(store, request))
         for wanted in request.chunks:
             begin = wanted.offset - request.offset
             try:
@@ -144,7 +156,8 @@ def _place(wanted: Wanted, sealed: memoryview) -> None:
         write_at(target.descriptor, content, target.window * WINDOW_BYTES)
 
 
-def _get(store: Store, request: Request) -> bytes:
+def read_request(store: Store, request: Request) -> bytes:
+    """The bytes of a request. Raises ObjectMissing, Damaged naming the object."""
     try:
         return store.get_range(request.key, request.offset, request.length)
     except ObjectMissing:

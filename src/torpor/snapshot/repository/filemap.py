@@ -138,8 +138,13 @@ def encode_map(size_bytes: int, entries: Iterable[Entry]) -> EncodedMap:
     return EncodedMap(size_bytes, tuple(packs), tuple(runs))
 
 
-def decode_map(encoded: EncodedMap, *, largest_pack_bytes: int = LARGEST_PACK_BYTES) -> FileMap:
-    """A map after every number in it was checked. Raises Damaged that says what does not fit."""
+def decode_map(
+    encoded: EncodedMap, *, largest_pack_bytes: int = LARGEST_PACK_BYTES, origin: int = 0
+) -> FileMap:
+    """A map after every number in it was checked. Raises Damaged that says what does not fit.
+
+    `origin` is added to every offset: where in its object the pack begins.
+    """
     if not 0 <= encoded.size_bytes <= LARGEST_FILE_BYTES:
         raise _bad(f"a file of {encoded.size_bytes} bytes")
     if len(set(encoded.packs)) != len(encoded.packs) or any(
@@ -149,7 +154,7 @@ def decode_map(encoded: EncodedMap, *, largest_pack_bytes: int = LARGEST_PACK_BY
     runs = []
     next_window, windows = 0, count_windows(encoded.size_bytes)
     for run in encoded.runs:
-        decoded = _decode_run(run, encoded.packs, largest_pack_bytes)
+        decoded = _decode_run(run, encoded.packs, largest_pack_bytes, origin)
         if run.first_window < next_window:
             raise _bad("windows that do not ascend")
         next_window = run.first_window + len(decoded.lengths)
@@ -159,7 +164,9 @@ def decode_map(encoded: EncodedMap, *, largest_pack_bytes: int = LARGEST_PACK_BY
     return FileMap(encoded.size_bytes, runs)
 
 
-def _decode_run(run: EncodedRun, packs: tuple[bytes, ...], largest_pack_bytes: int) -> _Run:
+def _decode_run(
+    run: EncodedRun, packs: tuple[bytes, ...], largest_pack_bytes: int, origin: int
+) -> _Run:
     count, odd = divmod(len(run.lengths), 2)
     if odd or count == 0 or len(run.ids) != count * ID_BYTES:
         raise _bad("a run whose ids and lengths do not fit")
@@ -172,7 +179,7 @@ def _decode_run(run: EncodedRun, packs: tuple[bytes, ...], largest_pack_bytes: i
         raise _bad("a chunk length that cannot be")
     offsets, place = [], run.offset
     for length in lengths:
-        offsets.append(place)
+        offsets.append(origin + place)
         place += length
     if run.offset < 0 or place > largest_pack_bytes:
         raise _bad("a chunk behind its pack's end")

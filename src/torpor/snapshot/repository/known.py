@@ -52,6 +52,11 @@ class Known:
             found.update(part)
         return found
 
+    def arrived(self, key: str, size_bytes: int) -> None:
+        """Count a pack that the push itself has sent; any thread."""
+        if _is_pack(key):
+            self.packs[bytes.fromhex(key.removeprefix("packs/"))] = size_bytes
+
     def has_all(self, *maps: FileMap) -> bool:
         """Whether every pack of the maps is there."""
         return all(pack in self.packs for file in maps for pack in file.packs())

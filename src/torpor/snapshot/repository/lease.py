@@ -1,8 +1,8 @@
 """Leases: how a push tells collections that it is under way (docs/format.md, "Collection").
 
 A lease is an object that its holder writes again every BEAT_S. By the store's own clock it is dead
-LEASE_S after it was last written; its holder gives up earlier, by its own monotonic clock, counted
-from before the last write that succeeded.
+LEASE_S after it was last written; its holder gives up earlier, by its own clock, counted from
+before the last write that succeeded.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ LEASE_S: Final = 300.0
 log = logging.getLogger("torpor.snapshot")
 
 
+def _boot_time() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Lease:
     """A lease as a context manager: written at entry, renewed by a thread, deleted at exit.
 
@@ -43,7 +48,7 @@ class Lease:
         *,
         beat_s: float = BEAT_S,
         give_up_s: float = GIVE_UP_S,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _boot_time,
     ) -> None:
         self._repository = repository
         self._purpose = purpose

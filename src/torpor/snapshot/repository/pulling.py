@@ -134,9 +134,8 @@ class _Pull:
             self._want(plan, self._stored.disk, self._stored.disk, self._stored.domain, descriptor)
 
     def _want_wake(self, plan: Plan, wake: WakeHeader, file: FileMap, descriptor: int) -> None:
-        moved = (_shifted(entry, wake.link.header_bytes) for entry in file)
         plan.add_file(
-            moved,
+            file,
             lambda _: wake.link.key,
             size_bytes=file.size_bytes,
             domain=wake.domain,
@@ -219,11 +218,6 @@ def _matches(path: Path, file: SparseFile) -> bool:
 
 def _same(left: Entry | None, right: Entry) -> bool:
     return left is not None and left.chunk_id == right.chunk_id
-
-
-def _shifted(entry: Entry, by: int) -> Entry:
-    place = entry.location
-    return entry._replace(location=place._replace(offset=place.offset + by))
 
 
 @contextlib.contextmanager

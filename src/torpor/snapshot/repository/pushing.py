@@ -85,7 +85,7 @@ def push(
         with Lease(repository, "push") as lease, executor(4) as pool:
             pusher = _Pusher(repository, images, progress, options or PushOptions(), report)
             pusher.writer = PackWriter(
-                repository, pool, sent=report.moved, pack_bytes=pusher.options.pack_bytes
+                repository, pool, sent=pusher.sent, pack_bytes=pusher.options.pack_bytes
             )
             manifest, wake = pusher.snapshot(snapshot, base)
             lease.check()
@@ -160,6 +160,11 @@ class _Pusher:
         )
         prefix = snapshot_prefix(self._domain, local.digest)
         return self._put(f"{prefix}{new_id().hex()}/manifest", record), wake
+
+    def sent(self, key: str, size_bytes: int) -> None:
+        """An object has arrived; what this push does next may build on it. Any thread."""
+        self._report.moved(key, size_bytes)
+        self._known.arrived(key, size_bytes)
 
     # files
 

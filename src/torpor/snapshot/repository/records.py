@@ -149,9 +149,14 @@ class LeaseRecord(_Record, frozen=True):
 
 
 class CondemnedRecord(_Record, frozen=True):
-    """Objects that a collection is going to delete: no push may rely on them any more."""
+    """Objects that a collection is going to delete: no push may build on them any more.
+
+    `leases` are those that were alive when this could first be read, None until that is known:
+    only these pushes may not have seen it.
+    """
 
     keys: tuple[str, ...]
+    leases: tuple[str, ...] | None
 
 
 _TYPES: Final[dict[Kind, type[_Record]]] = {

@@ -157,6 +157,12 @@ class Repository:
         except (ObjectConflict, ObjectMissing):
             raise _lost_race(name, self.read_ref(name)) from None
 
+    def delete_ref(self, name: str) -> None:
+        """Forget a name; what it pointed to is left to collections. Raises NotFound."""
+        if self.read_ref(name) is None:
+            raise NotFound(f"there is no ref {name!r} in the store", hint="`torpor store ls` lists")
+        self.store.delete(ref_key(name))
+
     def refs(self) -> list[str]:
         """The names of all refs."""
         return [info.key.removeprefix("refs/") for info in self.store.list("refs/")]
@@ -208,7 +214,7 @@ class Repository:
         return None
 
     def read_wake(self, link: WakeLink) -> WakeHeader:
-        """The header of a wake object; `read_wake_data` has the rest."""
+        """The header of a wake object."""
         try:
             header = self.store.get_range(link.key, 0, link.header_bytes)
         except ObjectMissing:
@@ -220,10 +226,11 @@ class Repository:
         check_link(link, header)
         record, domain = unseal(self.keyring, link.key, header, WakeRecord)
         files = {}
+        data_bytes = link.size_bytes - link.header_bytes
         for name, encoded in record.files.items():
             try:
                 decoded = decode_map(
-                    encoded, largest_pack_bytes=link.size_bytes - link.header_bytes
+                    encoded, largest_pack_bytes=data_bytes, origin=link.header_bytes
                 )
             except Damaged as error:
                 raise damaged(link.key, f"{name}: {error}") from None
@@ -259,18 +266,22 @@ class Repository:
         """All that a collection is going to delete: a push must not build on any of it."""
         infos = list(self.store.list("condemned/"))
         found = map_ordered(
-            self._condemned, [info.key for info in infos], workers=_PARALLEL, ahead=2 * _PARALLEL
+            self.read_condemned,
+            [info.key for info in infos],
+            workers=_PARALLEL,
+            ahead=2 * _PARALLEL,
         )
-        return frozenset(key for keys in found for key in keys)
+        return frozenset(key for record in found if record for key in record.keys)
 
-    # inside
-
-    def _condemned(self, key: str) -> tuple[str, ...]:
+    def read_condemned(self, key: str) -> CondemnedRecord | None:
+        """A collection's list of what it is going to delete, None if it has ended."""
         try:
             data, _ = self.store.get(key, limit_bytes=_limit(Kind.CONDEMNED))
         except ObjectMissing:
-            return ()
-        return unseal(self.keyring, key, data, CondemnedRecord)[0].keys
+            return None
+        return unseal(self.keyring, key, data, CondemnedRecord)[0]
+
+    # inside
 
     def _decode_snapshot(self, digest: Digest, link: Link, data: bytes) -> StoredSnapshot:
         record, domain = unseal(self.keyring, link.key, data, SnapshotRecord)
