@@ -242,7 +242,7 @@ class _Pusher:
                 data += sealed
             maps[name] = encode_map(size_bytes, entries)
         key = f"{snapshot_prefix(self._domain, local.digest)}{new_id().hex()}/wake"
-        header = seal(self._domain, key, WakeRecord(files=maps))
+        header = seal(self._domain, key, WakeRecord(files=maps, working_set=()))
         self._repository.store.put(key, header + data)
         self._report.moved(key, len(header) + len(data))
         return WakeLink(

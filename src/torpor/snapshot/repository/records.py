@@ -116,14 +116,32 @@ class SnapshotRecord(_Record, frozen=True):
     base: BaseLink | None
 
 
+class SegmentRecord(_Record, frozen=True):
+    """Some windows of a working set, sealed together: position in the object, length, BLAKE3.
+
+    `file` is `memory`, `image` or `app`; `windows` are their numbers, 32 bits each, little-endian,
+    in the order in which they are to be pushed. The content is that of the windows, one after the
+    other, as a chunk is encoded; windows of zeros are in it.
+    """
+
+    file: str
+    windows: bytes
+    offset: int
+    length: int
+    hash: bytes
+
+
 class WakeRecord(_Record, frozen=True):
     """The header of a wake object: file maps by name, all into the object's own data.
 
     Names are `vmstate`, always there, and `disk` for scratch windows that are repeated here. Every
-    map has one pack, whose id is zeros: offset 0 is the first byte behind the header's record.
+    map has one pack, whose id is zeros: offset 0 is the first byte behind the header's record, in
+    `working_set` too. That is in the order in which a woken function touches it; a reader that
+    wants none of it leaves it out.
     """
 
     files: dict[str, EncodedMap]
+    working_set: tuple[SegmentRecord, ...]
 
 
 class ImageRecord(_Record, frozen=True):
