@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -29,6 +30,8 @@ from torpor.units import KiB, MiB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torpor.host.process import ProcessId
+
 DEVICE: Final = Path("/dev/fuse")
 TYPE: Final = "fuse.torpor"
 MAX_BACKGROUND: Final = 128  # reads that the kernel has under way before it lets readers wait
@@ -36,7 +39,7 @@ MAX_BACKGROUND: Final = 128  # reads that the kernel has under way before it let
 _DEVICE_NUMBER: Final = os.makedev(10, 229)
 _MS_NOSUID_NODEV_NOEXEC_NOATIME: Final = 0x2 | 0x4 | 0x8 | 0x400
 _MNT_FORCE_DETACH: Final = 1 | 2
-_PIDFD_THREAD: Final = os.O_EXCL
+_LOOK_AGAIN_S: Final = 0.05
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -158,20 +161,21 @@ def find_device(mount_point: Path) -> str | None:
     return None
 
 
-def watch_main_thread(pid: int) -> int:
-    """A descriptor that polls readable when a process's main thread has ended; close it.
+def wait_dying(process: ProcessId, *, timeout_s: float) -> bool:
+    """Wait until a server has ended or only its end is left; False when time is up.
 
-    A process that was killed ends later than its main thread, if another thread waits in the kernel
-    for a page that only a server can give (`Server.store`). Who replaces a server must watch for
-    this, or both wait for ever. Before Linux 6.9: the end of the process. Raises
-    ProcessLookupError.
+    A process that was killed does not end while one of its threads waits in the kernel for a page
+    that only a server can give (`Server.store`), and no pidfd becomes readable. Its main thread is
+    gone then, which /proc shows. Who waits for the end before starting a successor waits for ever.
     """
-    try:
-        return os.pidfd_open(pid, _PIDFD_THREAD)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    return os.pidfd_open(pid)
+    deadline = time.monotonic() + timeout_s
+    while process.is_alive():
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return False
+        if process.wait(timeout_s=min(left_s, _LOOK_AGAIN_S)):
+            return True
+    return True
 
 
 def _open_device() -> int:

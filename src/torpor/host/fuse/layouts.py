@@ -94,7 +94,6 @@ class OpenFlag(enum.IntFlag):
     """FOPEN_...: what an open file's answer asks of the kernel."""
 
     KEEP_CACHE = 1 << 1
-    CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
 
 

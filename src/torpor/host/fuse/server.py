@@ -12,7 +12,7 @@ longer. What makes that true:
 - A page under a READ is locked until the answer, and a thread that pushes or invalidates that page
   waits for the lock, unkillably. So no worker and no main thread may push: a worker might be the
   one to answer, and the main thread's end is what tells the holder of a killed server (see
-  `watch_main_thread`). Both are refused.
+  `wait_dying`). Both are refused.
 - The server process never opens files of its own mount: such a thread would wait for itself, and
   the killed process would not end.
 - A request that is sent again has UNIQUE_RESEND in its id; answers carry the id as it came. It may
