@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures.fuse_server import expected
 from torpor.host.fuse import protocol
-from torpor.host.fuse.connection import Connection, find_device, unmount
-from torpor.host.fuse.layouts import Opcode
+from torpor.host.fuse.connection import Connection, find_device, probe, unmount
+from torpor.host.fuse.layouts import InitFlag, Opcode
 from torpor.host.process import run
 from torpor.units import MiB
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Mount
 
 pytestmark = pytest.mark.host
@@ -110,7 +109,8 @@ def test_calls_beside_reading(mount: Mount) -> None:
     assert holder.read(code, "memory").result().split() == list(cases.values())
     taken = {event["opcode"] for event in server.drain() if event["event"] == "taken"}
     assert {Opcode.WRITE, Opcode.SETATTR, Opcode.GETXATTR, Opcode.LSEEK} <= taken
-    assert holder.read("direct", "memory", 0, 4096).result() == expected("memory", 0, 4096)
+    for program in ("range", "direct"):
+        assert holder.read(program, "memory", 0, 4096).result() == expected("memory", 0, 4096)
 
 
 def test_closing_asks_nobody(mount: Mount) -> None:
@@ -192,6 +192,16 @@ def test_mount_whose_negotiation_fails(tmp_path: Path, monkeypatch: pytest.Monke
         Connection.mount(tmp_path)
     assert find_device(tmp_path) is None
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_probe_leaves_nothing() -> None:
+    """The kernel's abilities are learnt without a trace; 1 MiB reads are among them."""
+    descriptors = set(os.listdir("/proc/self/fd"))
+    mounts = Path("/proc/self/mountinfo").read_text()
+    negotiated = probe()
+    assert InitFlag.MAX_PAGES in negotiated.flags
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert Path("/proc/self/mountinfo").read_text() == mounts
 
 
 def test_mount_point_with_odd_letters(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import struct
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,10 @@ class Connection:
     def mount(cls, mount_point: Path, *, descriptors: int = 4, read_ahead_bytes: int = MiB) -> Self:
         """Mount at an existing directory and answer INIT; no file can be read before a server runs.
 
-        The mount is not read-only, for QEMU opens memory files for writing; writes are refused.
-        Raises HostUnfit, OSError; leaves nothing on failure.
+        The mount is not read-only, for QEMU opens memory files for writing. Writes are refused, but
+        the kernel lets a shared writable mapping change the page cache until it is invalidated, so
+        nobody may map a file MAP_SHARED for writing. Raises HostUnfit, OSError; leaves nothing on
+        failure.
         """
         first = _open_device()
         opened = [first]
@@ -119,17 +122,20 @@ class Connection:
     def resend(self) -> None:
         """Have the kernel put all requests that were taken and not answered back into its queue.
 
-        Right at any time: a request that is answered twice is answered once. Never blocks.
-        Raises HostUnfit when the kernel cannot (before Linux 6.9), OSError(ENODEV or EINVAL)
-        after the end of the mount.
+        Right at any time: a request that is served twice is answered once. Never blocks. Raises
+        HostUnfit when the kernel cannot, OSError(EINVAL) after the end of the mount.
         """
+        self.require_resend()
+        os.writev(self.descriptors[0], answers.encode_resend())
+
+    def require_resend(self) -> None:
+        """Raise HostUnfit when the kernel cannot send requests again (before Linux 6.9)."""
         if not self.negotiated.has_resend:
             raise HostUnfit(
                 "this kernel cannot send FUSE requests again",
                 reason="FUSE_HAS_RESEND is not offered",
                 hint="use Linux 6.9 or later; until then, unmount when a server died",
             )
-        os.writev(self.descriptors[0], answers.encode_resend())
 
     def close(self) -> None:
         """Close this process's descriptors; the last holder's close ends the mount's life."""
@@ -149,6 +155,17 @@ def unmount(mount_point: Path) -> None:
     """
     while find_device(mount_point) is not None:
         _check(_libc.umount2(os.fsencode(mount_point), _MNT_FORCE_DETACH))
+
+
+def probe() -> protocol.Negotiated:
+    """What this kernel agrees to, found out by a mount that is gone on return.
+
+    Raises HostUnfit, OSError.
+    """
+    with tempfile.TemporaryDirectory(prefix="torpor-fuse-") as name:
+        connection = Connection.mount(Path(name), descriptors=1)
+        connection.unmount()
+    return connection.negotiated
 
 
 def find_device(mount_point: Path) -> str | None:

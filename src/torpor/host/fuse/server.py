@@ -28,6 +28,7 @@ import logging
 import mmap
 import os
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -53,6 +54,9 @@ _EARLY_INTERRUPTS: Final = 1024
 
 class Server:
     """Answers one connection in `workers` threads; ends with the mount or with its process.
+
+    A read that blocks keeps its worker, so there must be more workers than reads that may block at
+    once, or others wait behind them.
 
     `trace` is called in a worker's thread with "taken" and a request's header before it is served,
     with "answering" and "answered" round the write: named places for tests and timings.
@@ -102,16 +106,19 @@ class Server:
     def take_over(self) -> None:
         """Serve a connection whose server is dead or dying, with all that it left unanswered.
 
-        Raises HostUnfit when the kernel cannot send requests again: unmount then.
+        Raises HostUnfit when the kernel cannot send requests again: unmount then. Raises
+        OSError(ENODEV) after the end of the mount.
         """
+        self._connection.require_resend()
         self._drop_interrupts()
         self._connection.resend()
         self.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the mount has ended and all workers with it; False when time is up."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(None if deadline is None else max(0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def store(self, node: Node, offset: int, data: Data) -> None:
