@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from torpor.errors import Damaged, InvalidInput, ObjectConflict, ObjectMissing
 from torpor.host.cancel import Cancelled, in_thread
 from torpor.store.interface import Absent, Etag, Store
 from torpor.store.plain import open_plain
+from torpor.store.stack import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,6 +176,18 @@ def test_list(store: Store) -> None:
         assert int(info.last_modified) == int(head.last_modified)
     with pytest.raises(InvalidInput):
         store.list("a")
+
+
+@pytest.mark.minio
+def test_more_objects_than_a_page_holds(s3_settings: Settings) -> None:
+    """A list is whole and a deletion complete beyond the 1000 objects that S3 answers at once."""
+    store = open_store(replace(s3_settings, store_concurrency=16))
+    keys = [f"packs/{number:04}" for number in range(1050)]
+    with ThreadPoolExecutor(16) as executor:
+        list(executor.map(lambda key: store.put(key, b""), keys))
+    assert [info.key for info in store.list("packs/")] == keys
+    store.delete_many(keys[:-1])
+    assert [info.key for info in store.list("")] == keys[-1:]
 
 
 def test_times_are_the_stores_and_go_forward(store: Store) -> None:

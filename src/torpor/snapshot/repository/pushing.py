@@ -181,14 +181,15 @@ class _Pusher:
     def _image(self, digest: Digest) -> ImageLink:
         stored = self._repository.find_image(digest, without=self._known.condemned)
         if stored is not None and self._known.has_all(stored.content):
-            return ImageLink(digest=digest, record=stored.link)
+            size = stored.content.size_bytes
+            return ImageLink(digest=digest, size_bytes=size, record=stored.link)
         path = self._images[digest]
         size = path.stat().st_size
         entries = self._file(f"image {digest[:12]}", path, _data_extents(path))
         self.writer.finish()
         record = ImageRecord(digest=digest, content=encode_map(size, entries))
         key = f"{image_prefix(self._domain, digest)}{new_id().hex()}"
-        return ImageLink(digest=digest, record=self._put(key, record))
+        return ImageLink(digest=digest, size_bytes=size, record=self._put(key, record))
 
     def _file(
         self,

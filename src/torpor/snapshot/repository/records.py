@@ -88,9 +88,10 @@ class RefRecord(_Record, frozen=True):
 
 
 class ImageLink(_Record, frozen=True):
-    """An image or app of a snapshot: the digest of its file and its record."""
+    """An image or app of a snapshot: the digest and length of its file, and its record."""
 
     digest: Digest
+    size_bytes: int
     record: Link
 
 

@@ -246,7 +246,10 @@ class Repository:
     def read_image(self, image: ImageLink) -> StoredImage:
         """An image's record by the link that points to it."""
         data = self._linked(image.record, Kind.IMAGE)
-        return self._decode_image(image.digest, image.record, data)
+        found = self._decode_image(image.digest, image.record, data)
+        if found.content.size_bytes != image.size_bytes:
+            raise damaged(image.record.key, "its image has another length than its link says")
+        return found
 
     def find_image(self, digest: Digest, *, without: Iterable[str] = ()) -> StoredImage | None:
         """A sound record of an image in the current domain, none whose key is in `without`."""

@@ -1,0 +1,113 @@
+"""Working sets: the windows that a woken function touches, sealed in segments for its wake object.
+
+A segment holds up to SEGMENT_WINDOWS windows and is compressed and sealed as one, so that opening
+it costs one call outside the interpreter's lock, not one a window. The windows are in packs too,
+each by itself: a working set is a copy in the order of its use.
+"""
+
+from __future__ import annotations
+
+import array
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import Damaged
+from torpor.snapshot.repository.chunks import decode, encode
+from torpor.snapshot.repository.records import SegmentRecord, hash_bytes
+from torpor.snapshot.windows import WINDOW_BYTES, window_length
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torpor.snapshot.repository.domain import Domain
+
+SEGMENT_WINDOWS: Final = 64
+FILES: Final = ("memory", "image", "app")
+_HEADER: Final = b"TORPOR-SEGMENT-1"
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Windows of one file in the order of their first touch."""
+
+    file: str
+    windows: tuple[int, ...]
+
+
+def seal_segments(
+    domain: Domain,
+    key: str,
+    touched: Sequence[Touched],
+    *,
+    read: Callable[[str, int], bytes],
+    origin: int,
+    level: int,
+) -> Iterator[tuple[SegmentRecord, bytes]]:
+    """The segments of a working set and their sealed bytes, for the wake object `key`.
+
+    `read` gives the content of a file's window. `origin` is the offset of the first segment.
+    """
+    offset = origin
+    for part in touched:
+        for begin in range(0, len(part.windows), SEGMENT_WINDOWS):
+            windows = part.windows[begin : begin + SEGMENT_WINDOWS]
+            content = b"".join(read(part.file, window) for window in windows)
+            sealed = domain.seal_record(_HEADER, key, encode(content, level=level))
+            record = SegmentRecord(
+                file=part.file,
+                windows=_encode_windows(windows),
+                offset=offset,
+                length=len(sealed),
+                hash=hash_bytes(sealed),
+            )
+            offset += len(sealed)
+            yield record, sealed
+
+
+def segment_windows(record: SegmentRecord, *, data_bytes: int) -> list[int]:
+    """The windows of a segment in a wake object with `data_bytes` behind its header.
+
+    Raises Damaged when a number in the record cannot be.
+    """
+    if record.file not in FILES:
+        raise Damaged(f"a segment of the file {record.file[:20]!r}")
+    if record.offset < 0 or record.length <= 0 or record.offset + record.length > data_bytes:
+        raise Damaged("a segment behind the object's end")
+    count, odd = divmod(len(record.windows), 4)
+    if odd or not 0 < count <= SEGMENT_WINDOWS:
+        raise Damaged(f"a segment of {len(record.windows) / 4} windows")
+    numbers = array.array("I", record.windows)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return list(numbers)
+
+
+def open_segment(
+    domain: Domain,
+    key: str,
+    record: SegmentRecord,
+    sealed: bytes | memoryview,
+    *,
+    size_bytes: int,
+) -> bytes:
+    """The windows' content, one after the other; `size_bytes` is their file's length.
+
+    Raises Damaged when it is not what the record vouches for, or of another length.
+    """
+    if hash_bytes(sealed) != record.hash:
+        raise Damaged("a segment's hash is another than its record says")
+    windows = segment_windows(record, data_bytes=record.offset + record.length)
+    expected = sum(window_length(window, size_bytes) for window in windows)
+    body = domain.open_record(_HEADER, key, bytes(sealed))
+    content = decode(body, limit_bytes=SEGMENT_WINDOWS * WINDOW_BYTES)
+    if len(content) != expected:
+        raise Damaged(f"a segment of {len(content)} bytes, not {expected}")
+    return content
+
+
+def _encode_windows(windows: Sequence[int]) -> bytes:
+    numbers = array.array("I", windows)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
