@@ -13,7 +13,7 @@
     │   ├── VmmFailed          the VMM refused, died or did not answer
     │   ├── GuestFailed        the agent in the guest refused or did not answer
     │   ├── StoreError         the object store failed
-    │   │   ├── StoreUnreachable   no connection, or none within the deadline
+    │   │   ├── StoreUnreachable   no connection, no whole answer, or "not now"
     │   │   ├── StoreDenied        credentials missing or not sufficient
     │   │   ├── ObjectMissing      there is no such object
     │   │   └── ObjectConflict     a conditional put found another state
@@ -141,7 +141,7 @@ class StoreError(OutsideError):
 
 
 class StoreUnreachable(StoreError):
-    """No connection to the store, or no answer within the deadline."""
+    """No connection to the store, no whole answer in time, or the answer that it cannot now."""
 
     exit_code = 21
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 import obstore
@@ -41,6 +42,7 @@ PART_BYTES: Final = 8 * 1024 * 1024
 """A stream's parts are cut and gathered to this size; a store keeps at most 10,000 of them."""
 
 _PARTS_AT_ONCE: Final = 2
+_TOKEN: Final = "torpor-upload"
 _DELETE_AT_ONCE: Final = 1000
 _LOCK_WAIT_S: Final = 30.0
 
@@ -48,10 +50,10 @@ _LOCK_WAIT_S: Final = 30.0
 class PlainStore(Store):
     """obstore as it is.
 
-    `where` names the store in messages. `streams` is the same store for put_stream, with
-    obstore's own repeats of single parts. `lock` is a file for stores whose own conditional puts
-    know no etag: it makes those of all processes of this host exclude each other. `bulk`: the
-    store deletes many objects in one request.
+    `where` names the store in messages. `streams` is the same store for put_stream, one that
+    keeps metadata, with obstore's own repeats of single parts. `lock` is a file for stores whose
+    own conditional puts know no etag: it makes those of all processes of this host exclude each
+    other. `bulk`: the store deletes many objects in one request.
     """
 
     def __init__(
@@ -85,16 +87,10 @@ class PlainStore(Store):
     def put_stream(self, key: str, parts: Iterable[bytes]) -> None:
         """See Store."""
         check_key(key)
-        source = _Source(parts)
+        source, token = _Source(parts), secrets.token_hex(16)
         try:
             with self._translated(key):
-                obstore.put(
-                    self._streams,
-                    key,
-                    source.pieces(),
-                    chunk_size=PART_BYTES,
-                    max_concurrency=_PARTS_AT_ONCE,
-                )
+                self._upload(key, source, token)
         except BaseException:
             if source.error is not None:
                 raise source.error from None
@@ -181,6 +177,30 @@ class PlainStore(Store):
             result = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
             return str(result["e_tag"] or "")
 
+    def _upload(self, key: str, source: _Source, token: str) -> None:
+        marked: Any = {_TOKEN: token} if self._streams is not self._store else None
+        try:
+            obstore.put(
+                self._streams,
+                key,
+                source.pieces(),
+                attributes=marked,
+                chunk_size=PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
+        except (obs.BaseError, OSError):
+            # perhaps only the last answer was lost; completing again is then "no such upload"
+            if not (marked and source.is_used_up and self._token_of(key) == token):
+                raise
+
+    def _token_of(self, key: str) -> str:
+        """The token of the upload that made the object; nothing if it cannot be told."""
+        try:
+            found = obstore.get(self._streams, key, options={"head": True})
+        except (obs.BaseError, OSError):
+            return ""
+        return str(found.attributes.get(_TOKEN, ""))
+
     def _put_locked(self, key: str, data: bytes, condition: Etag, lock: Path) -> str:
         with self._locked(lock, key):
             try:
@@ -239,10 +259,11 @@ class PlainStore(Store):
 
 
 class _Source:
-    """A stream's parts on their way into obstore; remembers what their maker raised."""
+    """A stream's parts on their way into obstore; remembers how their maker ended."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         self._parts = parts
+        self.is_used_up = False
         self.error: BaseException | None = None
 
     def pieces(self) -> Iterator[bytes | memoryview]:
@@ -253,6 +274,7 @@ class _Source:
                 for begin in range(0, len(view), PART_BYTES):
                     checkpoint()
                     yield view[begin : begin + PART_BYTES]
+            self.is_used_up = True
         except GeneratorExit:  # the upload failed first
             raise
         except BaseException as error:

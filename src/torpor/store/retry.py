@@ -50,19 +50,24 @@ class Retry(Wrapper):
     def put(self, key: str, data: bytes, *, condition: Condition | None = None) -> str:
         """See Store."""
         unsure = False
+        met: ObjectConflict | None = None
 
         def attempt() -> str:
-            nonlocal unsure
-            try:
-                return self._inner.put(key, data, condition=condition)
-            except StoreUnreachable:
-                unsure = True
-                raise
-            except ObjectConflict:
-                etag = self._own_write(key, data) if unsure else None
-                if etag is None:
+            nonlocal unsure, met
+            if met is None:
+                try:
+                    return self._inner.put(key, data, condition=condition)
+                except StoreUnreachable:
+                    unsure = True
                     raise
-                return etag
+                except ObjectConflict as conflict:
+                    if not unsure:
+                        raise
+                    met = conflict
+            etag = self._own_write(key, data)
+            if etag is None:
+                raise met
+            return etag
 
         return self._call("put", key, attempt)
 
