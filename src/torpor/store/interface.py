@@ -127,6 +127,14 @@ class Store(abc.ABC):
         When it raises some may be gone; repeating it is safe.
         """
 
+    @abc.abstractmethod
+    def delete_leftovers(self, *, older_than_s: float) -> int:
+        """Remove what writers that were killed left and no list shows; how many it was.
+
+        Only what is older than `older_than_s`, for writers that are still at work. A file store
+        has such files. Unfinished uploads in a bucket are for its lifecycle rule: 0.
+        """
+
 
 def check_key(key: str) -> str:
     """The key; raises InvalidInput for one that could leave the prefix or that stores differ on."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import secrets
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import obstore
@@ -44,6 +46,10 @@ PART_BYTES: Final = 8 * 1024 * 1024
 _PARTS_AT_ONCE: Final = 2
 _TOKEN: Final = "torpor-upload"
 _DELETE_AT_ONCE: Final = 1000
+_LOCK: Final = ".lock"
+_STAGED: Final = re.compile(r".+#\d+")
+"""The name of a file that obstore writes and renames when it is whole."""
+
 _LOCK_WAIT_S: Final = 30.0
 
 
@@ -51,9 +57,9 @@ class PlainStore(Store):
     """obstore as it is.
 
     `where` names the store in messages. `streams` is the same store for put_stream, one that
-    keeps metadata, with obstore's own repeats of single parts. `lock` is a file for stores whose
-    own conditional puts know no etag: it makes those of all processes of this host exclude each
-    other. `bulk`: the store deletes many objects in one request.
+    keeps metadata, with obstore's own repeats of single parts. `directory` is a file store's:
+    its own conditional puts know no etag, so a lock there makes those of all processes of this
+    host exclude each other. `bulk`: the store deletes many objects in one request.
     """
 
     def __init__(
@@ -62,21 +68,21 @@ class PlainStore(Store):
         where: str,
         *,
         streams: Any = None,  # noqa: ANN401
-        lock: Path | None = None,
+        directory: Path | None = None,
         bulk: bool = False,
     ) -> None:
         self._store = store
         self._streams = streams or store
         self._where = where
-        self._lock = lock
+        self._directory = directory
         self._bulk = bulk
 
     def put(self, key: str, data: bytes, *, condition: Condition | None = None) -> str:
         """See Store."""
         check_key(key)
         checkpoint()
-        if isinstance(condition, Etag) and self._lock is not None:
-            return self._put_locked(key, data, condition, self._lock)
+        if isinstance(condition, Etag) and self._directory is not None:
+            return self._put_locked(key, data, condition, self._directory / _LOCK)
         mode: Any = "overwrite"
         if isinstance(condition, Absent):
             mode = "create"
@@ -171,6 +177,19 @@ class PlainStore(Store):
             checkpoint()
             with self._translated(f"{len(some)} objects"):
                 obstore.delete(self._store, some)
+
+    def delete_leftovers(self, *, older_than_s: float) -> int:
+        """See Store."""
+        if self._directory is None:
+            return 0
+        count = 0
+        with self._translated("leftovers"):
+            for path in self._directory.rglob("*"):
+                checkpoint()
+                if _STAGED.fullmatch(path.name) and _is_older(path, older_than_s):
+                    path.unlink(missing_ok=True)
+                    count += 1
+        return count
 
     def _put(self, key: str, data: bytes, mode: Any) -> str:  # noqa: ANN401
         with self._translated(key):
@@ -280,6 +299,13 @@ class _Source:
         except BaseException as error:
             self.error = error
             raise
+
+
+def _is_older(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > seconds
+    except FileNotFoundError:
+        return False
 
 
 def _info(meta: Any) -> ObjectInfo:  # noqa: ANN401

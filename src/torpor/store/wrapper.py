@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from torpor.store.interface import Condition, ObjectInfo, Store
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Operation = Literal[
-    "put", "put_stream", "get", "get_range", "get_prefix", "head", "list", "delete", "delete_many"
+    "put",
+    "put_stream",
+    "get",
+    "get_range",
+    "get_prefix",
+    "head",
+    "list",
+    "delete",
+    "delete_many",
+    "delete_leftovers",
 ]
 
 
@@ -63,3 +73,8 @@ class Wrapper(Store):
         """See Store."""
         if several := [*keys]:
             self._call("delete_many", several[0], lambda: self._inner.delete_many(several))
+
+    def delete_leftovers(self, *, older_than_s: float) -> int:
+        """See Store."""
+        work = partial(self._inner.delete_leftovers, older_than_s=older_than_s)
+        return self._call("delete_leftovers", "", work)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from torpor.config import Settings
-from torpor.errors import Damaged, InvalidInput, ObjectConflict, ObjectMissing
+from torpor.errors import Damaged, InvalidInput, ObjectConflict, ObjectMissing, StoreDenied
 from torpor.host.cancel import Cancelled, in_thread
 from torpor.store.interface import Absent, Etag, Store
 from torpor.store.plain import open_plain
@@ -178,6 +182,41 @@ def test_list(store: Store) -> None:
         store.list("a")
 
 
+def test_leftovers(store: Store) -> None:
+    """Removing leftovers, of whatever age, touches no object."""
+    store.put("a/1", b"1")
+    store.put_stream("a/2", iter((b"2",)))
+    assert store.delete_leftovers(older_than_s=0) == 0
+    assert [info.key for info in store.list("")] == ["a/1", "a/2"]
+
+
+def test_a_killed_writer_to_a_directory(tmp_path: Path) -> None:
+    """What it left is in no list and is no object; it goes when it is old enough."""
+    settings = Settings(store=f"file://{tmp_path}")
+    program = """if True:
+        import os, signal, sys
+        from torpor.config import Settings
+        from torpor.store.stack import open_store
+
+        def parts():
+            for _ in range(40):
+                yield bytes(1 << 20)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        open_store(Settings(store=sys.argv[1])).put_stream("packs/p", parts())
+    """
+    command = [sys.executable, "-c", program, settings.store]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(left) == 1
+    store = open_store(settings)
+    assert list(store.list("")) == []
+    assert store.delete_leftovers(older_than_s=3600) == 0
+    os.utime(left[0], (0, 0))
+    assert store.delete_leftovers(older_than_s=3600) == 1
+    assert not left[0].exists()
+
+
 @pytest.mark.minio
 def test_more_objects_than_a_page_holds(s3_settings: Settings) -> None:
     """A list is whole and a deletion complete beyond the 1000 objects that S3 answers at once."""
@@ -251,6 +290,21 @@ def test_urls(url: str) -> None:
     """A store URL that is not understood says which are."""
     with pytest.raises(InvalidInput, match="not a store"):
         open_plain(Settings(), url)
+
+
+def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is not Amazon's is refused at once without any; AWS variables are some."""
+    settings = Settings(s3_endpoint="http://127.0.0.1:9")
+    with pytest.raises(StoreDenied, match="no credentials") as caught:
+        open_plain(settings, "s3://bucket")
+    assert "TORPOR_S3_ACCESS_KEY_ID" in caught.value.hint
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    with pytest.raises(InvalidInput, match="Missing SecretAccessKey"):
+        open_plain(settings, "s3://bucket")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    open_plain(settings, "s3://bucket")
+    with pytest.raises(InvalidInput, match="only one is set"):
+        open_plain(replace(settings, s3_access_key_id="key"), "s3://bucket")
 
 
 @pytest.mark.parametrize("path", ["/", "/proc", "/proc/1", "/sys/x", "/dev", "/etc", "/var/../usr"])
