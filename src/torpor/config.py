@@ -97,7 +97,9 @@ class Settings:
     )
     key_file: str = _row("", str, "file with the domain keys, mode 0600; empty: key below home")
     plain: bool = _row(
-        False, _parse_yes_no, "push without encryption: whoever reads the store reads the memory"
+        False,
+        _parse_yes_no,
+        "push in the clear, and pull what was: whoever reads the store reads the memory",
     )
     transfer: Literal["repository", "whole"] = _row(
         "repository", _parse_transfer, "repository: only what is new, sealed; whole: for comparison"

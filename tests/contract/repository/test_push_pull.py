@@ -26,9 +26,23 @@ def test_arrives_as_it_was(exchange: Exchange) -> None:
 
 
 def test_plain(exchange: Exchange) -> None:
-    """Without a key everything arrives too, and any keyring reads it."""
+    """Without a key everything arrives too, for readers without and with one who ask for it."""
     exchange.push(keyring=plain_keyring())
-    assert_same(exchange.pull(keyring=make_key()), exchange.function)
+    assert_same(exchange.pull(keyring=make_key().with_plain()), exchange.function)
+
+
+def test_plain_is_refused_by_who_has_a_key(exchange: Exchange) -> None:
+    """Who can write to the bucket cannot pass a snapshot of his own off as a sealed one."""
+    exchange.push()
+    exchange.store.delete("refs/f")
+    exchange.push(exchange.instance, keyring=plain_keyring())
+    with pytest.raises(KeyMissing, match="refs/f is not sealed"):
+        exchange.pull()
+    with pytest.raises(NotFound):
+        exchange.pull(exchange.instance.digest)
+    assert exchange.b.left_over() == []
+    exchange.push(exchange.instance)
+    assert_same(exchange.pull(), exchange.instance)
 
 
 def test_generation_over_generation(exchange: Exchange) -> None:

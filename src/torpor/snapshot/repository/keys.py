@@ -26,7 +26,8 @@ _DIGITS: Final = 64
 class Keyring:
     """The domains that a process may use: `current` writes and reads, `others` only read.
 
-    What is stored plain can be read with any keyring.
+    What is stored plain is read only when PlainDomain is one of them: whoever can write to the
+    store can make plain objects, so a ring of keys alone takes none for its own.
     """
 
     current: Domain
@@ -34,8 +35,11 @@ class Keyring:
 
     def find(self, key_id: bytes) -> Domain | None:
         """The domain with this id, None if its key is not in the ring."""
-        plain = PlainDomain()
-        return next((d for d in (self.current, *self.others, plain) if d.key_id == key_id), None)
+        return next((d for d in (self.current, *self.others) if d.key_id == key_id), None)
+
+    def with_plain(self) -> Keyring:
+        """This ring, reading plain objects too."""
+        return Keyring(self.current, (*self.others, PlainDomain()))
 
 
 def plain_keyring() -> Keyring:

@@ -80,7 +80,7 @@ def push(
     """
     report = TransferReport(snapshot.digest)
     began = time.perf_counter()
-    before = repository.read_ref(ref)
+    before = repository.read_ref_to_replace(ref)
     if before is None or not _is_whole(repository, before, snapshot):
         with Lease(repository, "push") as lease, executor(4) as pool:
             pusher = _Pusher(repository, images, progress, options or PushOptions(), report)

@@ -14,7 +14,7 @@ import msgspec
 import zstandard
 
 from torpor.errors import Damaged, Incompatible, KeyMissing, TorporError
-from torpor.snapshot.repository.domain import KEY_ID_BYTES
+from torpor.snapshot.repository.domain import KEY_ID_BYTES, PlainDomain
 from torpor.snapshot.repository.filemap import EncodedMap
 from torpor.units import Digest
 
@@ -261,6 +261,12 @@ def _open(keyring: Keyring, name: str, data: bytes, kind: Kind) -> Opened:
     if version != VERSION or found != kind:
         raise Damaged(f"it says kind {found}, version {version}")
     domain = keyring.find(key_id)
+    if domain is None and key_id == PlainDomain.key_id:
+        raise KeyMissing(
+            f"object {name} is not sealed",
+            reason="whoever can write to the store could have put it there",
+            hint="--plain reads it all the same",
+        )
     if domain is None:
         raise KeyMissing(
             f"object {name} is sealed with key {key_id.hex()}",

@@ -122,12 +122,19 @@ class Repository:
 
     def read_ref(self, name: str) -> StoredRef | None:
         """What a name points to, None if there is no such ref."""
+        return self._read_ref(name, self.keyring)
+
+    def read_ref_to_replace(self, name: str) -> StoredRef | None:
+        """Like `read_ref`, also one that is not sealed: who has a key may seal what was plain."""
+        return self._read_ref(name, self.keyring.with_plain())
+
+    def _read_ref(self, name: str, keyring: Keyring) -> StoredRef | None:
         key = ref_key(name)
         try:
             data, etag = self.store.get(key, limit_bytes=_limit(Kind.REF))
         except ObjectMissing:
             return None
-        record, domain = unseal(self.keyring, key, data, RefRecord)
+        record, domain = unseal(keyring, key, data, RefRecord)
         if record.name != name:
             raise damaged(key, f"it was written for the name {record.name!r}")
         _check_digest(key, record.snapshot)
@@ -155,7 +162,7 @@ class Repository:
         try:
             self.store.put(key, seal(self.domain, key, record), condition=condition)
         except (ObjectConflict, ObjectMissing):
-            raise _lost_race(name, self.read_ref(name)) from None
+            raise _lost_race(name, self.read_ref_to_replace(name)) from None
 
     def delete_ref(self, name: str) -> None:
         """Forget a name; what it pointed to is left to collections. Raises NotFound."""
@@ -208,7 +215,9 @@ class Repository:
                 try:
                     data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.MANIFEST))
                     link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
-                    return self._decode_snapshot(digest, link, data)
+                    found = self._decode_snapshot(digest, link, data)
+                    if found.domain.key_id == candidate.key_id:
+                        return found
                 except (ObjectMissing, Damaged, Incompatible, KeyMissing):
                     continue  # another push's may be sound
         return None
@@ -260,7 +269,9 @@ class Repository:
             try:
                 data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.IMAGE))
                 link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
-                return self._decode_image(digest, link, data)
+                found = self._decode_image(digest, link, data)
+                if found.domain.key_id == self.domain.key_id:
+                    return found
             except (ObjectMissing, Damaged, Incompatible, KeyMissing):
                 continue
         return None
@@ -341,9 +352,7 @@ class Repository:
         return data
 
     def _domains(self) -> list[Domain]:
-        plain = self.keyring.find(bytes(len(self.domain.key_id)))
-        domains = [self.domain, *self.keyring.others]
-        return domains if plain is None or plain.key_id == self.domain.key_id else [*domains, plain]
+        return [self.domain, *self.keyring.others]
 
 
 def ref_key(name: str) -> str:
