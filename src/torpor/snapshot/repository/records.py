@@ -1,7 +1,8 @@
 """Records: everything in a repository that is not window content (docs/format.md, "Record").
 
 Each is a MessagePack map, compressed if that makes it smaller, sealed with the domain's key and
-bound to its kind and to the name of its object.
+bound to its kind and to the name of its object. Leases and condemnations are never sealed: pushes
+and collections of all domains in a bucket must understand them, and they say nothing secret.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import blake3
 import msgspec
 import zstandard
 
-from torpor.errors import Damaged, Incompatible, KeyMissing, TorporError
+from torpor.errors import Damaged, Incompatible, InvalidInput, KeyMissing, TorporError
 from torpor.snapshot.repository.domain import KEY_ID_BYTES, PlainDomain
 from torpor.snapshot.repository.filemap import EncodedMap
+from torpor.snapshot.repository.keys import plain_keyring
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ VERSION: Final = 1
 HEADER_BYTES: Final = 16
 _MAGIC: Final = b"TORPOR"
 _LEVEL: Final = 3
-_STEP_BYTES: Final = 1 << 20
 
 
 class Kind(enum.IntEnum):
@@ -51,6 +52,11 @@ LIMITS: Final[dict[Kind, int]] = {
     Kind.CONDEMNED: 64 * 1024 * 1024,
 }
 """The longest body of each kind in bytes, before compression and after it."""
+
+LARGEST_RATIO: Final = 64
+"""How many times longer than its frame a compressed body may be."""
+
+_OPEN_KINDS: Final = frozenset({Kind.LEASE, Kind.CONDEMNED})
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,10 +211,21 @@ def hash_bytes(data: bytes | memoryview) -> bytes:
 
 
 def seal(domain: Domain, name: str, record: _Record) -> bytes:
-    """The bytes of a record that becomes the object `name`."""
+    """The bytes of a record that becomes the object `name`.
+
+    Raises InvalidInput for one that is longer than its kind may be.
+    """
     kind = _KINDS[type(record)]
+    if kind in _OPEN_KINDS:
+        domain = PlainDomain()
+    body = msgspec.msgpack.encode(record)
+    if len(body) > LIMITS[kind]:
+        raise InvalidInput(
+            f"{name} would be too long for the store's format",
+            reason=f"{len(body)} bytes, at most {LIMITS[kind]}",
+        )
     header = _MAGIC + bytes((kind, VERSION)) + domain.key_id
-    return header + domain.seal_record(header, name, _pack(msgspec.msgpack.encode(record)))
+    return header + domain.seal_record(header, name, _pack(body))
 
 
 def unseal(keyring: Keyring, name: str, data: bytes, as_type: type[R]) -> tuple[R, Domain]:
@@ -217,11 +234,13 @@ def unseal(keyring: Keyring, name: str, data: bytes, as_type: type[R]) -> tuple[
     Raises Damaged, Incompatible for a newer version, KeyMissing; each names the object.
     """
     kind = _KINDS[as_type]
+    if kind in _OPEN_KINDS:
+        keyring = plain_keyring()
     try:
         opened = _open(keyring, name, data, kind)
         body = _unpack(opened.body, LIMITS[kind])
         return msgspec.msgpack.decode(body, type=as_type), opened.domain
-    except (msgspec.MsgspecError, RecursionError, OverflowError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's, and its UnicodeDecodeError
         raise damaged(name, f"it is no record of its kind: {error}") from None
     except Damaged as error:
         raise damaged(name, str(error)) from None
@@ -283,11 +302,12 @@ def _key_names(keyring: Keyring) -> list[str]:
 
 def _pack(body: bytes) -> bytes:
     packed = zstandard.ZstdCompressor(level=_LEVEL).compress(body)
-    return b"\x01" + packed if len(packed) < len(body) else b"\x00" + body
+    smaller = len(packed) < len(body) <= LARGEST_RATIO * len(packed)
+    return b"\x01" + packed if smaller else b"\x00" + body
 
 
 def _unpack(packed: bytes, limit_bytes: int) -> bytes:
-    """Decompress as far as the data itself goes: no length in it is believed."""
+    """The body; nothing is allocated for a length that the data is too short for."""
     if packed[:1] == b"\x00":
         body = packed[1:]
         if len(body) > limit_bytes:
@@ -295,22 +315,14 @@ def _unpack(packed: bytes, limit_bytes: int) -> bytes:
         return body
     if packed[:1] != b"\x01":
         raise Damaged("a body with an unknown encoding")
-    parts: list[bytes] = []
-    total = 0
+    frame = packed[1:]
     try:
-        claimed = zstandard.frame_content_size(packed[1:])
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
-        with decompressor.stream_reader(packed[1:]) as reader:
-            while part := reader.read(_STEP_BYTES):
-                total += len(part)
-                if total > limit_bytes:
-                    raise Damaged(f"a body of more than {limit_bytes} bytes")
-                parts.append(part)
+        claimed = zstandard.frame_content_size(frame)
+        if not 0 < claimed <= min(limit_bytes, LARGEST_RATIO * len(frame)):
+            raise Damaged(f"a frame of {len(frame)} bytes that claims {claimed}")
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Damaged(f"a body that cannot be decompressed: {error}") from None
-    if total != claimed:
-        raise Damaged("a body that is not whole")
-    return b"".join(parts)
 
 
 assert len(_MAGIC) + 2 + KEY_ID_BYTES == HEADER_BYTES
