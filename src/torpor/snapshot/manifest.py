@@ -6,15 +6,21 @@ manifests have equal bytes; the BLAKE3 digest of those bytes names the snapshot.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import blake3
 import msgspec
 
 from torpor.errors import Damaged, Incompatible, InvalidInput
-from torpor.units import Digest, parse_digest
+from torpor.units import Digest, parse_digest, parse_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORMAT = 1
+LARGEST_VMSTATE_BYTES: Final = 1 << 30
+
+T = TypeVar("T")
 
 Kind = Literal["base", "function", "instance"]
 
@@ -92,8 +98,9 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A snapshot: memory, device state and scratch disk of one instant.
 
-    A base has no parent and no function; every other kind has both. `created_ns` is the host's
-    CLOCK_REALTIME at the pause.
+    A base has no function, every other kind has one; `parent` is the snapshot that it was restored
+    from, None when it was booted. The device state has at most LARGEST_VMSTATE_BYTES. `created_ns`
+    is the host's CLOCK_REALTIME at the pause.
     """
 
     format: int = FORMAT
@@ -127,24 +134,14 @@ def decode_manifest(encoded: bytes, digest: Digest) -> Manifest:
     """
     if manifest_digest(encoded) != digest:
         raise Damaged(f"manifest of snapshot {digest[:12]} has another digest than its name")
-    try:
-        version = msgspec.json.decode(encoded, type=_Versioned).format
-    except msgspec.MsgspecError as error:
-        raise Damaged(
-            f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)
-        ) from None
+    version = _decode(encoded, _Versioned, digest).format
     if version > FORMAT:
         raise Incompatible(
             f"snapshot {digest[:12]} has format {version}",
             reason=f"this torpor reads formats up to {FORMAT}",
             hint="install a newer torpor on this node",
         )
-    try:
-        manifest = msgspec.json.decode(encoded, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise Damaged(
-            f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)
-        ) from None
+    manifest = _decode(encoded, Manifest, digest)
     problem = find_problem(manifest)
     if problem:
         raise Damaged(f"manifest of snapshot {digest[:12]} is inconsistent", reason=problem)
@@ -155,8 +152,21 @@ class _Versioned(msgspec.Struct):
     format: int
 
 
+def _decode(encoded: bytes, as_type: type[T], digest: Digest) -> T:
+    try:
+        return msgspec.json.decode(encoded, type=as_type)
+    except (ValueError, RecursionError) as error:  # msgspec's, and its UnicodeDecodeError
+        raise Damaged(
+            f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)
+        ) from None
+
+
 def find_problem(manifest: Manifest) -> str:
     """The first way in which a manifest contradicts itself, or an empty string."""
+    if manifest.format != FORMAT:
+        return f"format {manifest.format} never was"
+    if not 0 < manifest.vmstate.size_bytes <= LARGEST_VMSTATE_BYTES:
+        return f"a vmstate of {manifest.vmstate.size_bytes} bytes"
     for name, file, size_bytes in (
         ("memory", manifest.memory, manifest.machine.memory_bytes),
         ("disk", manifest.disk, manifest.machine.scratch_bytes),
@@ -168,16 +178,22 @@ def find_problem(manifest: Manifest) -> str:
             if offset <= end or length <= 0 or offset + length > file.size_bytes:
                 return f"{name} extents overlap or lie outside the file"
             end = offset + length
-    for digest in (
-        manifest.image,
-        manifest.memory.digest,
-        manifest.disk.digest,
-        manifest.vmstate.digest,
-    ):
-        try:
-            parse_digest(digest)
-        except InvalidInput as error:
-            return str(error)
     if (manifest.kind == "base") != (manifest.function is None):
         return f"kind {manifest.kind} and its function entry do not fit"
+    try:
+        for digest in _digests(manifest):
+            parse_digest(digest)
+        if manifest.function is not None:
+            parse_name(manifest.function.name, what="function name")
+    except InvalidInput as error:
+        return str(error)
     return ""
+
+
+def _digests(manifest: Manifest) -> Iterator[Digest]:
+    yield from (manifest.image, manifest.platform.kernel)
+    yield from (manifest.memory.digest, manifest.disk.digest, manifest.vmstate.digest)
+    if manifest.parent is not None:
+        yield manifest.parent
+    if manifest.function is not None:
+        yield manifest.function.app

@@ -7,7 +7,7 @@ from typing import Final
 
 import zstandard
 
-from torpor.errors import Damaged
+from torpor.errors import Damaged, Incompatible
 from torpor.snapshot.windows import WINDOW_BYTES
 
 ID_BYTES: Final = 32
@@ -15,7 +15,6 @@ OVERHEAD_BYTES: Final = 1 + 12 + 16
 """What encoding and sealing add to a window at most: encoding byte, nonce, tag."""
 LONGEST_BYTES: Final = WINDOW_BYTES + OVERHEAD_BYTES
 
-_STORED: Final = 0
 _ZSTD: Final = 1
 
 _local = threading.local()
@@ -33,7 +32,8 @@ def decode(encoded: bytes | memoryview, *, limit_bytes: int = WINDOW_BYTES) -> b
     """What was encoded, at most `limit_bytes`.
 
     Nothing is allocated by a length that the data claims without checking it first. Raises Damaged
-    for an unknown encoding, a frame that is not whole, more than the limit, or bytes behind it.
+    for a frame that is not whole, more than the limit, or bytes behind it; Incompatible for an
+    encoding that this torpor does not know.
     """
     if len(encoded) == 0:
         raise Damaged("a chunk is empty")
@@ -45,7 +45,11 @@ def decode(encoded: bytes | memoryview, *, limit_bytes: int = WINDOW_BYTES) -> b
         case 1:
             return _decompress(bytes(encoded[1:]), limit_bytes)
         case other:
-            raise Damaged("a chunk has an unknown encoding", reason=f"its first byte is {other}")
+            raise Incompatible(
+                f"a chunk has encoding {other}",
+                reason=f"this torpor reads encodings up to {_ZSTD}",
+                hint="install a newer torpor on this node",
+            )
 
 
 def _decompress(frame: bytes, limit_bytes: int) -> bytes:

@@ -6,11 +6,11 @@ import collections
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from torpor.errors import Damaged, ObjectMissing
+from torpor.errors import Damaged, Incompatible, ObjectMissing
 from torpor.host.sparse import write_at
 from torpor.host.threads import map_ordered
 from torpor.snapshot.repository.chunks import decode
-from torpor.snapshot.repository.records import damaged
+from torpor.snapshot.repository.records import damaged, within
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def fetch(
 ) -> None:
     """Fetch everything of a plan and write it. `arrived` is told of each range, in any thread.
 
-    Raises Damaged or ObjectMissing naming the object; nothing unverified is ever written.
+    Raises Damaged, ObjectMissing or Incompatible (a newer encoding) naming the object; nothing
+    unverified is ever written.
     """
 
     def work(request: Request) -> None:
@@ -134,6 +135,8 @@ def fetch(
                 _place(wanted, data[begin : begin + wanted.length])
             except Damaged as error:
                 raise damaged(request.key, f"{error}, at offset {wanted.offset}") from None
+            except Incompatible as error:
+                raise within(request.key, error) from None
         arrived(request.key, request.length)
 
     for _ in map_ordered(work, plan.requests(), workers=workers, ahead=workers):
@@ -141,7 +144,7 @@ def fetch(
 
 
 def open_window(domain: Domain, chunk_id: bytes, sealed: bytes | memoryview) -> bytes:
-    """A window's content, verified against its id. Raises Damaged."""
+    """A window's content, verified against its id. Raises Damaged, Incompatible."""
     content = decode(domain.open_chunk(chunk_id, sealed))
     if domain.chunk_id(content) != chunk_id:
         raise Damaged("a chunk has another content than its id says")

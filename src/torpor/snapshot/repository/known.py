@@ -7,13 +7,13 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Final
 
-from torpor.errors import Damaged, KeyMissing, ObjectMissing
+from torpor.errors import Damaged, Incompatible, KeyMissing, ObjectMissing
 from torpor.host.threads import map_ordered
-from torpor.snapshot.repository.chunks import ID_BYTES
+from torpor.snapshot.repository.chunks import ID_BYTES, LONGEST_BYTES
 from torpor.snapshot.repository.filemap import Location
 from torpor.snapshot.repository.packing import PACK_HEADER
 from torpor.snapshot.repository.records import LIMITS, IndexRecord, Kind, unseal
-from torpor.snapshot.repository.repository import pack_key
+from torpor.snapshot.repository.repository import index_key, pack_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Known:
     @functools.cached_property
     def chunks(self) -> dict[bytes, Location]:
         """Where each chunk of the current domain lies, by id: some 250 bytes of memory each."""
-        keys = [f"index/{pack.hex()}" for pack in self.packs]
+        keys = [index_key(pack) for pack in self.packs]
         found: dict[bytes, Location] = {}
         for part in map_ordered(self._read, keys, workers=_PARALLEL, ahead=4 * _PARALLEL):
             found.update(part)
@@ -62,14 +62,15 @@ class Known:
         return all(pack in self.packs for file in maps for pack in file.packs())
 
     def _read(self, key: str) -> dict[bytes, Location]:
-        """A pack's chunks; nothing if its index is not there, not sound, or of another domain."""
+        """A pack's chunks; nothing of an index that is missing, unsound, newer, or not ours."""
         try:
             data, _ = self._repository.store.get(key, limit_bytes=LIMITS[Kind.INDEX] + 1024)
             record, domain = unseal(self._repository.keyring, key, data, IndexRecord)
-            if domain.key_id != self._repository.domain.key_id:
+            ours = domain.key_id == self._repository.domain.key_id
+            if not ours or index_key(record.pack) != key:
                 return {}
             return dict(locate(record, self.packs[record.pack]))
-        except (ObjectMissing, Damaged, KeyMissing, KeyError):
+        except (ObjectMissing, Damaged, Incompatible, KeyMissing):
             return {}
 
 
@@ -80,6 +81,8 @@ def locate(record: IndexRecord, pack_bytes: int) -> Iterator[tuple[bytes, Locati
         raise Damaged("its ids and lengths do not fit")
     if len(PACK_HEADER) + sum(lengths) != pack_bytes:
         raise Damaged(f"it describes another pack than one of {pack_bytes} bytes")
+    if not lengths or min(lengths) == 0 or max(lengths) > LONGEST_BYTES:
+        raise Damaged("it has a chunk length that cannot be, or none")
     place = len(PACK_HEADER)
     for index, length in enumerate(lengths):
         start = index * ID_BYTES

@@ -14,7 +14,7 @@ import blake3
 import msgspec
 import zstandard
 
-from torpor.errors import Damaged, Incompatible, InvalidInput, KeyMissing, TorporError
+from torpor.errors import Damaged, DataError, Incompatible, InvalidInput, KeyMissing
 from torpor.snapshot.repository.domain import KEY_ID_BYTES, PlainDomain
 from torpor.snapshot.repository.filemap import EncodedMap
 from torpor.snapshot.repository.keys import plain_keyring
@@ -261,9 +261,13 @@ def check_link(link: Link | WakeLink, data: bytes) -> None:
         raise damaged(link.key, "its hash is another than the one that points to it says")
 
 
-def within(name: str, work: TorporError) -> TorporError:
-    """An error about a part of an object as one about the object."""
-    return damaged(name, str(work)) if isinstance(work, Damaged) else work
+def within(name: str, error: DataError) -> DataError:
+    """An error about a part of an object as one about the object, of the same class."""
+    if isinstance(error, Damaged):
+        return damaged(name, str(error))
+    return type(error)(
+        f"object {name} in the store cannot be read", reason=str(error), hint=error.hint
+    )
 
 
 def _open(keyring: Keyring, name: str, data: bytes, kind: Kind) -> Opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -60,6 +61,14 @@ SELF_PACK: Final = bytes(PACK_ID_BYTES)
 _OVERHEAD_BYTES: Final = 1024
 """More than a record's header, salt, tag and encoding byte."""
 _PARALLEL: Final = 8
+
+_ID: Final = "[0-9a-f]{32}"
+_KEYS: Final = {
+    Kind.MANIFEST: re.compile(f"snapshots/{_ID}/{_ID}/manifest"),
+    Kind.WAKE: re.compile(f"snapshots/{_ID}/{_ID}/wake"),
+    Kind.IMAGE: re.compile(f"images/{_ID}/{_ID}"),
+}
+"""The names that a link to an object of a kind may have."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ class Repository:
         if record.name != name:
             raise damaged(key, f"it was written for the name {record.name!r}")
         _check_digest(key, record.snapshot)
+        _check_key(key, Kind.MANIFEST, record.manifest.key)
         _check_wake(key, record.wake)
         return StoredRef(record, etag, domain)
 
@@ -313,6 +323,10 @@ class Repository:
         _check_wake(link.key, record.wake)
         for image in record.images:
             _check_digest(link.key, image.digest)
+            _check_key(link.key, Kind.IMAGE, image.record.key)
+        if record.base is not None:
+            _check_digest(link.key, record.base.digest)
+            _check_key(link.key, Kind.MANIFEST, record.base.manifest.key)
         wanted = [manifest.image, *([manifest.function.app] if manifest.function else [])]
         if sorted(wanted) != sorted(image.digest for image in record.images):
             raise damaged(link.key, "its images are not the manifest's")
@@ -346,8 +360,6 @@ class Repository:
             data, _ = self.store.get(link.key, limit_bytes=link.size_bytes)
         except ObjectMissing:
             raise _missing(link.key) from None
-        except InvalidInput as error:
-            raise damaged(link.key[:80], str(error)) from None
         check_link(link, data)
         return data
 
@@ -396,7 +408,13 @@ def _check_digest(key: str, digest: str) -> None:
         raise damaged(key, str(error)) from None
 
 
+def _check_key(key: str, kind: Kind, linked: str) -> None:
+    if _KEYS[kind].fullmatch(linked) is None:
+        raise damaged(key, f"a link to {linked[:80]!r}")
+
+
 def _check_wake(key: str, wake: WakeLink) -> None:
+    _check_key(key, Kind.WAKE, wake.key)
     if not 0 < wake.header_bytes <= min(wake.size_bytes, _limit(Kind.WAKE)):
         raise damaged(key, f"a wake header of {wake.header_bytes} bytes")
     if wake.size_bytes > LARGEST_WAKE_BYTES:
