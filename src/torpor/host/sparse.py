@@ -22,7 +22,7 @@ from torpor.host.cancel import checkpoint
 from torpor.units import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 PAGE_BYTES: Final = 4096
@@ -31,6 +31,8 @@ _FICLONE: Final = 0x40049409
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 _ZERO_STEP: Final = bytes(1024 * 1024)
+
+_FAR: Final = 1 << 62
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +81,16 @@ def nonzero_extents(descriptor: int) -> list[Extent]:
                 if piece != _ZERO_PAGE[: len(piece)]:
                     _append(extents, begin + page, len(piece))
     return extents
+
+
+def is_zero_outside(path: Path, extents: Sequence[Extent]) -> bool:
+    """Whether a file holds only zeros where no extent is; the extents ascend."""
+    with _opened(path, os.O_RDONLY) as descriptor:
+        return not any(
+            _read(descriptor, begin, size) != _ZERO_STEP[:size]
+            for offset, length in _subtract(data_extents(descriptor), extents)
+            for begin, size in _steps(offset, length, len(_ZERO_STEP))
+        )
 
 
 def describe_sparse(path: Path) -> SparseContent:
@@ -226,6 +238,20 @@ def _steps(offset: int, length: int, step: int) -> Iterator[Extent]:
     for begin in range(offset, offset + length, step):
         checkpoint()
         yield begin, min(step, offset + length - begin)
+
+
+def _subtract(extents: Iterable[Extent], holes: Sequence[Extent]) -> Iterator[Extent]:
+    """What of ascending extents lies in none of the ascending holes."""
+    waiting = iter([*holes, (_FAR, 0)])
+    hole, size = next(waiting)
+    for offset, length in extents:
+        place, end = offset, offset + length
+        while place < end:
+            while hole + size <= place:
+                hole, size = next(waiting)
+            if place < hole:
+                yield place, min(hole, end) - place
+            place = hole + size if hole < end else end
 
 
 def _append(extents: list[Extent], offset: int, length: int) -> None:

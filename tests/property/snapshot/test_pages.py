@@ -13,6 +13,7 @@ from torpor.host.sparse import (
     copy_sparse,
     describe_sparse,
     hash_extents,
+    is_zero_outside,
     write_page_runs,
 )
 
@@ -64,3 +65,22 @@ def test_written_pages_over_a_parent(parent: list[int | None], written: list[int
         assert content.digest == hash_extents(directory / "memory", content.extents)
         copy_sparse(directory / "memory", directory / "copy")
         assert blake3_file(directory / "copy") == blake3_file(directory / "memory")
+
+
+@settings(max_examples=60, deadline=None)
+@given(pages=contents, chosen=st.lists(st.booleans(), min_size=PAGES, max_size=PAGES))
+def test_zeros_outside_extents(pages: list[int | None], chosen: list[bool]) -> None:
+    """Any byte that is not zero and in no extent is found; zeros and data in extents are not."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "file"
+        write(path, pages)
+        extents: list[tuple[int, int]] = []
+        for number, inside in enumerate(chosen):
+            if inside and extents and sum(extents[-1]) == number * PAGE:
+                extents[-1] = (extents[-1][0], extents[-1][1] + PAGE)
+            elif inside:
+                extents.append((number * PAGE, PAGE))
+        expected = not any(
+            value and not inside for value, inside in zip(pages, chosen, strict=True)
+        )
+        assert is_zero_outside(path, extents) == expected

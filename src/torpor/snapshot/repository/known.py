@@ -46,7 +46,7 @@ class Known:
     @functools.cached_property
     def chunks(self) -> dict[bytes, Location]:
         """Where each chunk of the current domain lies, by id: some 250 bytes of memory each."""
-        keys = [index_key(pack) for pack in self.packs]
+        keys = [index_key(pack) for pack in list(self.packs)]
         found: dict[bytes, Location] = {}
         for part in map_ordered(self._read, keys, workers=_PARALLEL, ahead=4 * _PARALLEL):
             found.update(part)

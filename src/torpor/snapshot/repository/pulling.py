@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import Conflict, Damaged, NoSpace, NotFound
-from torpor.host.sparse import blake3_file, copy_sparse, hash_extents, punch_hole
+from torpor.host.sparse import blake3_file, copy_sparse, hash_extents, is_zero_outside, punch_hole
 from torpor.snapshot.repository.fetching import Plan, fetch, zero_windows_between
 from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.repository import pack_key
@@ -209,11 +209,11 @@ class _Pull:
         self._report.raw_bytes = manifest.memory.data_bytes + manifest.disk.data_bytes
 
     def _wrong(self, name: str) -> Damaged:
-        return damaged(self._stored.link.key, f"{name} has another digest than its manifest says")
+        return damaged(self._stored.link.key, f"{name} has another content than its manifest says")
 
 
 def _matches(path: Path, file: SparseFile) -> bool:
-    return hash_extents(path, file.extents) == file.digest
+    return hash_extents(path, file.extents) == file.digest and is_zero_outside(path, file.extents)
 
 
 def _same(left: Entry | None, right: Entry) -> bool:

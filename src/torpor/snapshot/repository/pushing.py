@@ -272,8 +272,9 @@ class _Pusher:
     def _is_whole(self, stored: StoredSnapshot) -> bool:
         """Whether a ref may point to what another push left of the same snapshot."""
         keys = {stored.wake.key, *(image.record.key for image in stored.images)}
-        keys |= {stored.base.manifest.key} if stored.base else set()
         if keys & self._known.condemned or not _has(self._repository, stored.wake):
+            return False
+        if stored.base is not None and not self._is_usable(stored.base):
             return False
         try:
             images = [self._repository.read_image(image) for image in stored.images]
@@ -288,7 +289,20 @@ class _Pusher:
         if stored is not None:
             return BaseLink(digest=stored.digest, manifest=stored.link)
         link = parent.base if parent is not None else None
-        return None if link is None or link.manifest.key in self._known.condemned else link
+        return link if link is not None and self._is_usable(link) else None
+
+    def _is_usable(self, base: BaseLink) -> bool:
+        """Whether a base that another record names is there, whole, and stays."""
+        try:
+            stored = self._repository.read_snapshot(base.digest, base.manifest)
+            return (
+                base.manifest.key not in self._known.condemned
+                and stored.base is None
+                and self._known.has_all(stored.memory, stored.disk)
+                and self._is_whole(stored)
+            )
+        except (ObjectMissing, Damaged):
+            return False
 
 
 def _images_of(local: LocalSnapshot) -> list[Digest]:
