@@ -63,12 +63,17 @@ def parse_digest(text: str) -> Digest:
     return Digest(text)
 
 
+def is_name(text: str) -> bool:
+    """Whether `parse_name` takes it."""
+    return _NAME.fullmatch(text) is not None and ".." not in text
+
+
 def parse_name(text: str, *, what: str = "name") -> str:
     """A function or ref name: letters, digits, dots and hyphens, safe as one path component.
 
     Raises InvalidInput.
     """
-    if _NAME.fullmatch(text) is None or ".." in text:
+    if not is_name(text):
         raise InvalidInput(
             f"not a {what}: {text[:80]!r}",
             hint="use up to 63 lower-case letters, digits, '.' and '-', "

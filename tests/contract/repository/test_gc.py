@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures.exchange import Quiet, assert_same, make_key, pages
 from fixtures.hooked_store import HookedStore
-from torpor.errors import Damaged, KeyMissing, NotFound, ObjectMissing
+from torpor.errors import Conflict, Damaged, DeadlineExceeded, KeyMissing, NotFound, ObjectMissing
 from torpor.snapshot.repository.check import check
 from torpor.snapshot.repository.gc import Collected, collect
+from torpor.snapshot.repository.lease import GIVE_UP_S, Lease
 from torpor.snapshot.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -258,13 +260,80 @@ def test_killed_collection_goes_on(exchange: Exchange) -> None:
         else:
             break
         assert_sound(exchange, sibling(exchange), "s")
-        collect_now(exchange)
+        collect_now(exchange, lease_s=0)
         assert_sound(exchange, sibling(exchange), "s")
         left = collect_now(exchange, lease_s=0)
         assert (left.deleted, left.condemned) == (0, 0)
-        assert not any(key.startswith(("condemned/", "clock/")) for key in keys(exchange))
+        assert not any(
+            key.startswith(("condemned/", "clock/", "collections/")) for key in keys(exchange)
+        )
         number += 1
     assert number > 8
+
+
+def test_collection_before_every_request_of_a_collection(exchange: Exchange) -> None:
+    """Of two collections one works, or none; told apart, and nothing is left of either."""
+    exchange.push()
+    exchange.push(sibling(exchange), ref="s")
+    number = total = refused = 0
+    while number <= total:
+        exchange.push()
+        exchange.repository.delete_ref("f")
+        other: list[bool] = []
+
+        def before(
+            seen: int, operation: str, key: str, at: int = number, done: list[bool] = other
+        ) -> None:
+            if seen == at:
+                try:
+                    collect_now(exchange)
+                    done.append(True)
+                except Conflict:
+                    done.append(False)
+
+        store = HookedStore(exchange.store, before)
+        try:
+            collect(Repository(store, exchange.keyring), grace_s=0, progress=Quiet())
+        except Conflict:
+            assert other == [False]
+        total = max(total, len(store.requests) - 1)
+        refused += other == [False]
+        assert_sound(exchange, sibling(exchange), "s")
+        number += 2
+    assert refused > 3
+    collect_now(exchange)
+    assert not any(key.startswith(("condemned/", "collections/")) for key in keys(exchange))
+
+
+def test_lease_that_was_dead_is_lost(exchange: Exchange) -> None:
+    """Renewed after too long a silence, as by a machine that slept, a lease is no good any more."""
+    now_s = [0.0]
+    writes = threading.Semaphore(0)
+
+    def before(number: int, operation: str, key: str) -> None:
+        if operation == "put":
+            writes.release()
+
+    store = HookedStore(exchange.store, before)
+    repository = Repository(store, exchange.keyring)
+    with Lease(repository, "push", beat_s=0.001, clock=lambda: now_s[0]) as lease:
+        lease.check()
+        now_s[0] = GIVE_UP_S + 1
+        while writes.acquire(blocking=False):
+            pass
+        for _ in range(3):  # of these the second began and ended after the jump
+            writes.acquire()
+        with pytest.raises(DeadlineExceeded, match="push could not renew"):
+            lease.check()
+
+
+def test_foreign_objects_are_no_refs(exchange: Exchange) -> None:
+    """What lies among the refs under a name that no ref can have is nobody's business."""
+    exchange.push()
+    exchange.store.put("refs/No.Ref", b"?")
+    exchange.store.put("refs/deeper/f", b"?")
+    assert exchange.repository.refs() == ["f"]
+    assert collect_now(exchange).deleted == 0
 
 
 def test_unreadable_refs_stop_a_collection(exchange: Exchange) -> None:

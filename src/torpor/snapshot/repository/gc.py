@@ -5,6 +5,9 @@ on nothing of that. A collection condemns, then reads the leases: a push that is
 began later and sees the condemnation; those that are, it waits for. Then it marks again, and
 deletes what is condemned and still unreachable. No object but a ref is ever written twice, so
 nothing comes back under a condemned name. Ages are told by the store's clock alone.
+
+Only one collection works at a time: when another one ends with a condemnation, pushes build again
+on what it named, and what this one marked before is no longer true.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from torpor.snapshot.repository.lease import LEASE_S
+from torpor.errors import Conflict
+from torpor.snapshot.repository.lease import LEASE_S, Lease
 from torpor.snapshot.repository.reachable import mark
 from torpor.snapshot.repository.records import CondemnedRecord, seal
 from torpor.snapshot.repository.repository import new_id
@@ -27,6 +31,8 @@ GRACE_S: Final = 7 * 24 * 3600.0
 _ORDER: Final = ("snapshots/", "images/", "index/", "packs/")
 """What is deleted first: nothing that is left may point to something that is gone."""
 _BATCH: Final = 500
+LEASES: Final = "leases/"
+COLLECTIONS: Final = "collections/"
 CLOCK: Final = "clock/"
 """Where empty objects are put to learn the store's time."""
 
@@ -60,9 +66,15 @@ def collect(
 
     Stopped at any point it has deleted nothing that is needed, and the next one goes on. With
     `dry_run` nothing is condemned or deleted. Raises DataError when a ref, or what it points to,
-    cannot be read: what that needs is not known, so nothing may be deleted.
+    cannot be read: what that needs is not known, so nothing may be deleted. Raises Conflict when
+    another collection is under way, DeadlineExceeded when it could not say that it is.
     """
-    return _Collector(repository, grace_s, lease_s, progress).run(dry_run=dry_run)
+    collector = _Collector(repository, grace_s, lease_s, progress)
+    if dry_run:
+        return collector.run(dry_run=True)
+    with Lease(repository, "collection", folder=COLLECTIONS) as lease:
+        collector.refuse_company(lease)
+        return collector.run(dry_run=False, lease=lease)
 
 
 class _Condemnation(NamedTuple):
@@ -82,7 +94,16 @@ class _Collector:
         self._lease_s = lease_s
         self._progress = progress
 
-    def run(self, *, dry_run: bool) -> Collected:
+    def refuse_company(self, lease: Lease) -> None:
+        """Raise Conflict when another collection has a lease: of two, one at least sees it."""
+        if self._live_leases(store_time(self._store), COLLECTIONS) - {lease.key}:
+            raise Conflict(
+                "another collection is under way in the store",
+                reason=f"or one was killed less than {self._lease_s:.0f} s ago",
+                hint="wait for it",
+            )
+
+    def run(self, *, dry_run: bool, lease: Lease | None = None) -> Collected:
         now_s = store_time(self._store)
         objects = {info.key: info for prefix in _ORDER for info in self._store.list(prefix)}
         needed = mark(self._repository).keys()
@@ -103,8 +124,8 @@ class _Collector:
             needed = mark(self._repository).keys()  # pushes that were waited for have ended since
         unneeded = {key for c in known for key in c.keys if key in objects and key not in needed}
         doomed = {key for c in ripe for key in c.keys} & unneeded
-        if not dry_run:
-            self._delete(doomed)
+        if lease is not None:
+            self._delete(doomed, lease)
             self._store.delete_many([condemnation.key for condemnation in ripe])
             self._sweep(now_s)
         sizes = {key: info.size_bytes for key, info in objects.items()}
@@ -154,25 +175,26 @@ class _Collector:
                 found.append(_Condemnation(info.key, info.last_modified, record.keys, leases))
         return found
 
-    def _live_leases(self, now_s: float) -> frozenset[str]:
+    def _live_leases(self, now_s: float, folder: str = LEASES) -> frozenset[str]:
         return frozenset(
             info.key
-            for info in self._store.list("leases/")
+            for info in self._store.list(folder)
             if now_s - info.last_modified <= self._lease_s
         )
 
-    def _delete(self, doomed: set[str]) -> None:
+    def _delete(self, doomed: set[str], lease: Lease) -> None:
         done = 0
         for prefix in _ORDER:
             keys = sorted(key for key in doomed if key.startswith(prefix))
             for begin in range(0, len(keys), _BATCH):
+                lease.check()
                 self._store.delete_many(keys[begin : begin + _BATCH])
                 done += len(keys[begin : begin + _BATCH])
                 self._progress.step("objects deleted", done, len(doomed))
 
     def _sweep(self, now_s: float) -> None:
         """Remove what dead pushes and dead collections left of their own signs."""
-        for prefix in ("leases/", CLOCK):
+        for prefix in (LEASES, COLLECTIONS, CLOCK):
             stale = [
                 info.key
                 for info in self._store.list(prefix)

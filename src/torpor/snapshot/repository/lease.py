@@ -1,8 +1,9 @@
-"""Leases: how a push tells collections that it is under way (docs/format.md, "Collection").
+"""Leases: how pushes and collections say that they are under way (docs/format.md, "Collection").
 
 A lease is an object that its holder writes again every BEAT_S. By the store's own clock it is dead
 LEASE_S after it was last written; its holder gives up earlier, by its own clock, counted from
-before the last write that succeeded.
+before the last write that succeeded, and for good: a lease that was dead for a while protected
+nothing in that time, whoever renewed it later.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def _boot_time() -> float:
 class Lease:
     """A lease as a context manager: written at entry, renewed by a thread, deleted at exit.
 
-    `check` is called by the holder before it makes anything reachable. Raises StoreError at entry.
+    `check` is called by the holder before it makes anything reachable, or deletes anything.
+    `folder` is where the lease lies. Raises StoreError at entry.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Lease:
         repository: Repository,
         purpose: str,
         *,
+        folder: str = "leases/",
         beat_s: float = BEAT_S,
         give_up_s: float = GIVE_UP_S,
         clock: Callable[[], float] = _boot_time,
@@ -53,9 +56,10 @@ class Lease:
         self._repository = repository
         self._purpose = purpose
         self._beat_s, self._give_up_s, self._clock = beat_s, give_up_s, clock
-        self.key = f"leases/{new_id().hex()}"
+        self.key = f"{folder}{new_id().hex()}"
         self._beats = 0
         self._renewed_s = 0.0
+        self._longest_s = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="torpor-lease", daemon=True)
 
@@ -79,13 +83,13 @@ class Lease:
         self._delete()
 
     def check(self) -> None:
-        """Raise DeadlineExceeded when the lease may be taken for dead soon."""
-        silent_s = self._clock() - self._renewed_s
+        """Raise DeadlineExceeded when the lease may be taken for dead soon, or ever was."""
+        silent_s = max(self._longest_s, self._clock() - self._renewed_s)
         if silent_s > self._give_up_s:
             raise DeadlineExceeded(
-                "the push could not renew its lease in the store",
-                reason=f"not for {silent_s:.0f} s; a collection may delete what it sent",
-                hint="push again",
+                f"the {self._purpose} could not renew its lease in the store",
+                reason=f"not for {silent_s:.0f} s; a collection may have thought it dead",
+                hint="do it again",
             )
 
     def _keep(self) -> None:
@@ -99,6 +103,8 @@ class Lease:
         began_s = self._clock()
         record = LeaseRecord(purpose=self._purpose, beats=self._beats)
         self._repository.store.put(self.key, seal(self._repository.domain, self.key, record))
+        if self._beats:
+            self._longest_s = max(self._longest_s, self._clock() - self._renewed_s)
         self._beats += 1
         self._renewed_s = began_s
 

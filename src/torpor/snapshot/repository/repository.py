@@ -46,7 +46,7 @@ from torpor.snapshot.repository.records import (
     unseal,
 )
 from torpor.store.interface import Absent, Etag
-from torpor.units import Digest, parse_digest, parse_name
+from torpor.units import Digest, is_name, parse_digest, parse_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -182,7 +182,8 @@ class Repository:
 
     def refs(self) -> list[str]:
         """The names of all refs."""
-        return [info.key.removeprefix("refs/") for info in self.store.list("refs/")]
+        names = (info.key.removeprefix("refs/") for info in self.store.list("refs/"))
+        return [name for name in names if is_name(name)]
 
     # snapshots
 
