@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["torpor.snapshot", "torpor.units"]):
     from torpor.errors import InvalidInput, TorporError
     from torpor.snapshot.manifest import decode_manifest, manifest_digest
     from torpor.snapshot.repository import records
-    from torpor.snapshot.repository.chunks import decode
+    from torpor.snapshot.repository.chunks import decode, encode
     from torpor.snapshot.repository.domain import PlainDomain
     from torpor.snapshot.repository.fetching import open_window
     from torpor.snapshot.repository.filemap import EncodedMap, decode_map
@@ -36,6 +36,7 @@ with atheris.instrument_imports(include=["torpor.snapshot", "torpor.units"]):
     from torpor.snapshot.repository.known import locate
     from torpor.snapshot.repository.records import Kind, Link, WakeLink, hash_bytes
     from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.working_set import open_segment
     from torpor.store.plain import open_plain
     from torpor.units import Digest
 
@@ -122,6 +123,17 @@ def fuzz_wake(data: bytes) -> None:
         assert all(entry.location.offset < 100_000 for entry in file)
 
 
+def fuzz_segment(data: bytes) -> None:
+    """A segment: how many windows, their numbers, and the body behind the checksum."""
+    count = data[0] if data else 0
+    windows, body = data[1 : 1 + 4 * count], data[1 + 4 * count :]
+    sealed = _PLAIN.seal_record(b"TORPOR-SEGMENT-1", _WAKE_KEY, body)
+    record = records.SegmentRecord(
+        file="memory", windows=windows, offset=0, length=len(sealed), hash=hash_bytes(sealed)
+    )
+    open_segment(_PLAIN, _WAKE_KEY, record, sealed, size_bytes=1 << 20)
+
+
 def fuzz_ref(data: bytes) -> None:
     """A ref, the body behind the checksum."""
     _REPOSITORY.store.put("refs/f", wrap(Kind.REF, "refs/f", data))
@@ -161,6 +173,7 @@ DECODERS: Final[dict[str, Callable[[bytes], None]]] = {
     "filemap": fuzz_filemap,
     "index": fuzz_index,
     "wake": fuzz_wake,
+    "segment": fuzz_segment,
     "ref": fuzz_ref,
     "snapshot": fuzz_snapshot,
     "keyring": fuzz_keyring,
@@ -235,6 +248,8 @@ def seeds() -> dict[str, list[bytes]]:
         found["index"].append(size.to_bytes(4, "little") + encoded[1:])
         found["chunk"] += [_chunk(root, path.name, encoded)]
     found["chunk"].append(b"\x00as it is")
+    two_windows = b"\x02" + b"\x03\0\0\0" + b"\x00\0\0\0"
+    found["segment"] = [two_windows + encode(bytes(2 << 14), level=3), b"\x00", two_windows]
     found["keyring"] = [f"{KEY}\n".encode(), f"# two\n\n{KEY}\n {KEY[:-1]}f\n".encode()]
     return found
 
@@ -268,6 +283,7 @@ def _harmful() -> dict[str, bytes]:
         "wake/bomb": b"\x01" + bomb,
         "snapshot/bomb": b"\x01" + bomb,
         "chunk/bomb": b"\x01" + bomb,
+        "segment/bomb": b"\x01\0\0\0\0\x01" + bomb,
         "filemap/many": b"\x93\xcf\x00\x00\x10\x00\x00\x00\x00\x00\xdd\xff\xff\xff\xff",
         "filemap/far": b"\x93\xcf\xff\xff\xff\xff\xff\xff\xff\xff\x90\x90",
         "manifest/depth": b'{"x":' + b"[" * 3000,

@@ -20,6 +20,7 @@ RUNS: Final = {
     "filemap": 120_000,
     "index": 200_000,
     "wake": 30_000,
+    "segment": 50_000,
     "ref": 20_000,
     "snapshot": 20_000,
     "keyring": 80_000,

@@ -93,7 +93,7 @@ def test_other_domains_condemnations_are_understood(exchange: Exchange) -> None:
     exchange.push()
     pack = next(info.key for info in exchange.store.list("packs/"))
     key = "condemned/" + "0" * 32
-    exchange.store.put(key, seal(make_key().current, key, CondemnedRecord(keys=(pack,))))
+    exchange.store.put(key, seal(make_key().current, key, CondemnedRecord(keys=(pack,), leases=())))
     exchange.store.delete("refs/f")
     again = exchange.push()
     assert any(name.startswith("packs/") for name in again.objects)

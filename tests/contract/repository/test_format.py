@@ -32,6 +32,8 @@ from torpor.snapshot.repository.records import (
     unseal,
 )
 from torpor.snapshot.repository.repository import Repository
+from torpor.snapshot.repository.working_set import Touched, open_segment, seal_segments
+from torpor.snapshot.windows import WINDOW_BYTES
 from torpor.store.plain import open_plain
 from torpor.units import Digest
 
@@ -171,6 +173,43 @@ def test_second_reader_reads_what_is_pushed_today(
     assert_restored(found, golden.by_ref["hello"], golden.images)
 
 
+def test_second_reader_reads_segments(domain: str, golden: Golden, tmp_path: Path) -> None:
+    """Working sets that today's writer seals are what the page says, and so for today's reader."""
+    repository = open_golden(domain, tmp_path / "store")
+    own = KEYRINGS[domain].current
+    snapshot = golden.by_ref["hello"]
+    image = golden.images[snapshot.manifest.image]
+    files = {"memory": snapshot.memory.read_bytes(), "image": image.read_bytes()}
+    touched = [Touched("memory", (3, 0, 23, 1, 9)), Touched("image", (2, 0))]
+    key = f"snapshots/{'0' * 32}/{'1' * 32}/wake"
+
+    def read(file: str, window: int) -> bytes:
+        return files[file][window * WINDOW_BYTES : (window + 1) * WINDOW_BYTES]
+
+    sealed = list(seal_segments(own, key, touched, read=read, origin=7, level=3))
+    records = tuple(record for record, _ in sealed)
+    header = seal(own, key, WakeRecord(files={}, working_set=records))
+    whole = header + bytes(7) + b"".join(data for _, data in sealed)
+    repository.store.put(key, whole)
+    link = {
+        "key": key,
+        "size_bytes": len(whole),
+        "header_bytes": len(header),
+        "hash": hash_bytes(header),
+    }
+    sizes = {file: len(content) for file, content in files.items()}
+    reader = second_reader.Reader(tmp_path / "store", domains_of(domain))
+    expected_windows = [
+        (part.file, n, read(part.file, n)) for part in touched for n in part.windows
+    ]
+    assert list(reader.working_set(link, sizes)) == expected_windows
+    for (record, data), part in zip(sealed, touched, strict=True):
+        content = open_segment(own, key, record, data, size_bytes=sizes[part.file])
+        assert content == b"".join(read(part.file, window) for window in part.windows)
+        with pytest.raises(Damaged, match="behind its file's end"):
+            open_segment(own, key, record, data, size_bytes=WINDOW_BYTES)
+
+
 def test_second_reader_refuses_every_flipped_bit(domain: str, tmp_path: Path) -> None:
     """A byte changed anywhere that a restore reads is noticed by the second reader too."""
     shutil.copytree(DATA / domain, tmp_path / "store")
@@ -291,7 +330,7 @@ def test_newer_chunk(domain: str, tmp_path: Path) -> None:
     place = Location(entry.location.pack, 0, len(sealed))
     size = wake.files["vmstate"].size_bytes
     files = {"vmstate": encode_map(size, [entry._replace(location=place)])}
-    header = seal(ref.domain, key, WakeRecord(files=files))
+    header = seal(ref.domain, key, WakeRecord(files=files, working_set=()))
     repository.store.put(key, header + sealed)
     link = msgspec.structs.replace(
         record.wake,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import Damaged
 from torpor.snapshot.repository.chunks import decode, encode
 from torpor.snapshot.repository.records import SegmentRecord, hash_bytes
-from torpor.snapshot.windows import WINDOW_BYTES, window_length
+from torpor.snapshot.windows import WINDOW_BYTES, count_windows, window_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +98,8 @@ def open_segment(
     if hash_bytes(sealed) != record.hash:
         raise Damaged("a segment's hash is another than its record says")
     windows = segment_windows(record, data_bytes=record.offset + record.length)
+    if max(windows) >= count_windows(size_bytes):
+        raise Damaged("a segment with a window behind its file's end")
     expected = sum(window_length(window, size_bytes) for window in windows)
     body = domain.open_record(_HEADER, key, bytes(sealed))
     content = decode(body, limit_bytes=SEGMENT_WINDOWS * WINDOW_BYTES)
