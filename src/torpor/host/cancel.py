@@ -7,13 +7,16 @@ blocking code below: child processes are killed and long copies stop at the next
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import select
+import socket
+import threading
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,10 +31,28 @@ class CancelToken:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._guard = threading.Lock()
+        self._blockers: list[socket.socket] = []
 
     def set(self) -> None:
         """Cancel; any thread may call it."""
-        os.eventfd_write(self.fd, 1)
+        with self._guard:
+            os.eventfd_write(self.fd, 1)
+            for blocker in self._blockers:
+                _shut_down(blocker)
+
+    @contextlib.contextmanager
+    def breaking(self, connection: socket.socket) -> Iterator[None]:
+        """Shut a socket down when this is set during the body, or was before."""
+        with self._guard:
+            self._blockers.append(connection)
+            if self.is_set():
+                _shut_down(connection)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._blockers.remove(connection)
 
     def is_set(self) -> bool:
         """Whether the work should stop."""
@@ -57,10 +78,51 @@ def checkpoint() -> None:
         raise Cancelled
 
 
+@contextlib.contextmanager
+def uncancelled() -> Iterator[None]:
+    """Let the body run to its end although the work was cancelled: it undoes what was done."""
+    reset = _token.set(None)
+    try:
+        yield
+    finally:
+        _token.reset(reset)
+
+
+@contextlib.contextmanager
+def interruptible(connection: socket.socket) -> Iterator[None]:
+    """Let a cancellation break what blocks on a socket in the body, which then raises Cancelled."""
+    token = _token.get()
+    if token is None:
+        yield
+        return
+    try:
+        with token.breaking(connection):
+            yield
+    except Exception:
+        checkpoint()
+        raise
+    checkpoint()  # a connection that was cut may look like one that ended
+
+
+@contextlib.asynccontextmanager
+async def entered_in_thread(
+    context: contextlib.AbstractContextManager[None],
+) -> AsyncIterator[None]:
+    """Enter a context whose beginning blocks, such as a lock's, in a thread; leave it at the end.
+
+    It is left too when the caller is cancelled at the very moment at which it was entered.
+    """
+    with contextlib.ExitStack() as stack:
+        await in_thread(stack.enter_context, context)
+        yield
+
+
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking work in a thread; on cancellation stop it, wait for its end, then re-raise.
 
     When this returns or raises, the work is over: nothing of it goes on behind the caller's back.
+    A cancellation that comes together with the result wins: work that makes something must leave
+    it where the caller finds it, not only return it.
     """
     token = CancelToken()
     reset = _token.set(token)
@@ -87,3 +149,8 @@ async def _settle(work: asyncio.Future[T]) -> None:
             continue
     if not work.cancelled():
         work.exception()
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed, or was never connected
+        connection.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torpor.errors import DeadlineExceeded, HostUnfit, ProgramFailed
-from torpor.host.cancel import Cancelled, current_token
+from torpor.host.cancel import Cancelled, checkpoint, current_token, uncancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,17 +59,27 @@ class ProcessId:
     def kill(self, *, timeout_s: float = 10) -> None:
         """SIGKILL, wait for the end and reap it if it is our child. Raises DeadlineExceeded."""
         self.signal(signal.SIGKILL)
-        if not self.wait(timeout_s=timeout_s):
+        with uncancelled():
+            ended = self.wait(timeout_s=timeout_s)
+        if not ended:
             raise DeadlineExceeded(
                 f"process {self.pid} did not end within {timeout_s} s of SIGKILL"
             )
 
     def wait(self, *, timeout_s: float) -> bool:
-        """Wait until the process has ended; False if it runs on. Reaps our own children."""
+        """Wait until the process has ended; False if it runs on. Reaps our own children.
+
+        Raises Cancelled when the work that it is part of is cancelled (see `host.cancel`).
+        """
         with contextlib.suppress(ProcessLookupError), _pidfd(self) as fd:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
-            if not poller.poll(timeout_s * 1000):
+            token = current_token()
+            if token is not None:
+                poller.register(token.fd, select.POLLIN)
+            ready = {ready for ready, _ in poller.poll(timeout_s * 1000)}
+            if fd not in ready:
+                checkpoint()
                 return False
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import HostUnfit, ProgramFailed
+from torpor.host.cancel import uncancelled
 from torpor.host.netns import create_namespace, in_namespace, remove_namespace
 from torpor.host.process import run
 
@@ -44,14 +45,15 @@ def apply_slot(slot: SlotAddresses) -> None:
 
 
 def remove_slot(slot: SlotAddresses) -> None:
-    """Remove whatever of a slot is there. Idempotent.
+    """Remove whatever of a slot is there. Idempotent; a cancellation does not stop it half-way.
 
     The veth pair goes with its host end, route and addresses with it, the rest with the namespace.
     """
-    if Path("/sys/class/net", slot.veth1).exists():
-        with contextlib.suppress(ProgramFailed):  # it goes by itself when the namespace ends
-            run(["ip", "link", "delete", slot.veth1])
-    remove_namespace(slot.namespace_path)
+    with uncancelled():
+        if Path("/sys/class/net", slot.veth1).exists():
+            with contextlib.suppress(ProgramFailed):  # it goes by itself when the namespace ends
+                run(["ip", "link", "delete", slot.veth1])
+        remove_namespace(slot.namespace_path)
 
 
 def host_commands(slot: SlotAddresses) -> list[str]:

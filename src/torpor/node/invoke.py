@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import DeadlineExceeded, FunctionFailed, InvalidInput
+from torpor.host.cancel import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,17 +41,18 @@ def send_request(address: str, port: int, request: Request, *, timeout_s: float)
 
     Raises FunctionFailed when the function refuses, drops or garbles the connection,
     DeadlineExceeded when it is silent for `timeout_s`, InvalidInput for a malformed request.
+    Stops when the work that it is part of is cancelled (`host.cancel`).
     """
     what = f"{request.method} {request.path}"
     began = time.perf_counter()
     connection = http.client.HTTPConnection(address, port, timeout=timeout_s)
+    connection.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.sock.settimeout(timeout_s)
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        connection.putrequest(request.method, request.path)
-        for name, value in _with_length(request):
-            connection.putheader(name, value)
-        connection.endheaders(request.body)
-        answer = connection.getresponse()
-        body = answer.read()
+        with interruptible(connection.sock):
+            connection.sock.connect((address, port))
+            answer, body = _exchange(connection, request)
     except (http.client.InvalidURL, ValueError) as error:
         raise InvalidInput(f"cannot send {what!r}", reason=str(error)) from None
     except TimeoutError:
@@ -70,6 +73,17 @@ def send_request(address: str, port: int, request: Request, *, timeout_s: float)
         body,
         time.perf_counter() - began,
     )
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, request: Request
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection.putrequest(request.method, request.path)
+    for name, value in _with_length(request):
+        connection.putheader(name, value)
+    connection.endheaders(request.body)
+    answer = connection.getresponse()
+    return answer, answer.read()
 
 
 def _with_length(request: Request) -> list[tuple[str, str]]:

@@ -12,8 +12,10 @@ A public method names the states it needs; called in another one it raises Inter
 changes nothing. A failure inside a method ends the VM process before the error leaves: after it
 the state is DEAD and nothing of the VM runs. The two that only read a paused VM (`save_state`,
 `copy_written_memory`) leave it PAUSED as long as its process lives, so that a full disk does not
-cost anybody an instance. All methods belong to one asyncio loop and are not to
-be called side by side on one object.
+cost anybody an instance. A cancellation of a method is such a failure, but for `pause` and
+`resume`: these are short, come to their end first, and let the cancellation through in the state
+that they lead to. All methods belong to one asyncio loop and are not to be called side by side on
+one object.
 """
 
 from __future__ import annotations
@@ -134,11 +136,11 @@ class Vmm(abc.ABC):
 
     async def resume(self) -> None:
         """PAUSED -> RUNNING."""
-        await self._step(self._resume, {VmmState.PAUSED}, VmmState.RUNNING)
+        await finish(self._step(self._resume, {VmmState.PAUSED}, VmmState.RUNNING))
 
     async def pause(self) -> None:
         """RUNNING -> PAUSED: all vCPUs stand still and all disk writes have reached the files."""
-        await self._step(self._pause, {VmmState.RUNNING}, VmmState.PAUSED)
+        await finish(self._step(self._pause, {VmmState.RUNNING}, VmmState.PAUSED))
 
     async def save_state(self, vmstate: Path) -> None:
         """PAUSED: write the device state (no memory, no disk) to a new file."""
@@ -225,9 +227,9 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     async def adopt(self, config: VmConfig, process: ProcessId) -> Vmm:
-        """The VM that another process of torpor started and that is RUNNING.
+        """The VM that another process of torpor started and that is RUNNING or PAUSED.
 
-        Raises VmmFailed when it does not answer or does not run.
+        Raises VmmFailed when it does not answer or is in neither state.
         """
 
 

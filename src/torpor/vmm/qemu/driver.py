@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CPU_MODELS: Final = {"tcg": "max", "kvm": "host"}
 _VERSION = re.compile(r"version (\d+\.\d+(?:\.\d+)?)")
 _SOCKET_NAME: Final = "qmp.sock"
+_ADOPTABLE: Final = {"running": VmmState.RUNNING, "paused": VmmState.PAUSED}
 
 
 class QemuDriver(Driver):
@@ -93,17 +94,19 @@ class QemuVmm(Vmm):
         return "\n".join(line for line in lines[-6:] if "vmdescription" not in line)
 
     async def attach(self, identity: ProcessId) -> None:
-        """Take over a running QEMU that another process of torpor started. Raises VmmFailed."""
+        """Take over a QEMU that another process of torpor started. Raises VmmFailed."""
         self._process = identity
         try:
-            status = await (await self._connect()).execute("query-status")
+            answer = await (await self._connect()).execute("query-status")
+            state = _ADOPTABLE.get(answer["status"])
+            if state is None:
+                raise VmmFailed(
+                    f"QEMU process {identity.pid} does not run", reason=answer["status"]
+                )
         except BaseException:
             await self._disconnect()
             raise
-        if status["status"] != "running":
-            await self._disconnect()
-            raise VmmFailed(f"QEMU process {identity.pid} does not run", reason=status["status"])
-        self._enter(VmmState.RUNNING)
+        self._enter(state)
 
     async def _boot(self) -> None:
         await self._launch(await in_thread(self._clock_arguments))
@@ -160,10 +163,11 @@ class QemuVmm(Vmm):
         await self._disconnect()
 
     async def _launch(self, extra: list[str]) -> None:
-        self._process = await in_thread(self._spawn, extra)
+        await in_thread(self._spawn, extra)
         await self._connected()
 
-    def _spawn(self, extra: list[str]) -> ProcessId:
+    def _spawn(self, extra: list[str]) -> None:
+        """Start QEMU; its identity is kept here, where no cancellation loses it."""
         config = self.config
         if not config.memory.is_file():  # QEMU would make an empty one
             raise VmmFailed(f"there is no memory file {config.memory}")
@@ -180,7 +184,7 @@ class QemuVmm(Vmm):
             ]
             if config.namespace is not None:
                 command = ["nsenter", f"--net=/run/netns/{config.namespace}", "--", *command]
-            return process.spawn(
+            self._process = process.spawn(
                 command, log=config.vmm_log, cwd=config.directory, pass_fds=[listener.fileno()]
             )
 

@@ -66,7 +66,9 @@ class Monitor:
 
     async def _within(self, work: Any, what: str) -> Any:  # noqa: ANN401
         try:
-            return await asyncio.wait_for(work, _ANSWER_TIMEOUT_S)
+            # not asyncio.wait_for: Python 3.11's loses a cancellation that meets the answer
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return await work
         except ExecuteError as error:
             raise VmmFailed(f"QEMU refused {what}", reason=str(error)) from None
         except TimeoutError:
