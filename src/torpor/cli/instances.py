@@ -139,19 +139,21 @@ def restore(
 
     async def main() -> None:
         async with open_node() as node:
-            instance = await node.restore(reference)
-            _show_restored(instance)
+            instance = await node.restore(reference, kept=wait)
             if wait:
                 await _wait_for_end(node, instance)
+            else:
+                _show_restored(instance)
 
     run_async(main)
 
 
 async def _wait_for_end(node: Node, instance: Instance) -> None:
-    sys.stdout.flush()
     process = instance.vmm.process
     assert process is not None
     try:
+        _show_restored(instance)
+        sys.stdout.flush()
         while not await in_thread(process.wait, timeout_s=_A_DAY_S):
             continue
     finally:

@@ -47,8 +47,8 @@ async def capture(
 ) -> Captured:
     """Snapshot a RUNNING instance, which then runs on or is stopped.
 
-    When it fails the instance runs on if its VMM still lives, and nothing of the snapshot is left.
-    Raises NoSpace, VmmFailed, GuestFailed.
+    When it fails or is cancelled the instance runs on if its VMM still lives, and nothing of the
+    snapshot is left. Raises NoSpace, VmmFailed, GuestFailed.
     """
     timeline = Timeline()
     with timeline.step("sync"):

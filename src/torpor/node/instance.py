@@ -7,6 +7,7 @@ row and undone by `reconcile`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from torpor.errors import (
+    Conflict,
     GuestFailed,
     Incompatible,
     NoSpace,
@@ -31,7 +33,7 @@ from torpor.image.kernel import KERNEL_CMDLINE
 from torpor.image.scratch import make_empty_app, make_scratch
 from torpor.node.parts import log
 from torpor.node.timeline import Timeline
-from torpor.vmm.interface import VmConfig, Vmm, finish
+from torpor.vmm.interface import VmConfig, Vmm, VmmState, finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -49,6 +51,8 @@ T = TypeVar("T")
 _CONNECT_ATTEMPT_S = 0.1
 _WAKE_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
+_CLAIM_WAIT_S = 60.0
+_CLAIM_RETRY_S = 0.05
 
 
 @dataclass
@@ -229,10 +233,31 @@ class Instances:
         vmm = await self._parts.driver.adopt(config, row.vmm)
         return making.become(vmm, manifest.machine, manifest.image, snapshot)
 
-    async def release(self, instance: Instance) -> None:
-        """Leave an instance running for later commands."""
-        self._parts.journal.set_running(instance.id)
-        await instance.vmm.detach()
+    async def thaw(self, row: InstanceRow) -> None:
+        """Let a running instance go on whose snapshot was never finished: its command was killed.
+
+        Raises Conflict while another command does the same, what `adopt` raises.
+        """
+        self._parts.journal.claim_capture(row.id)
+        instance = await self.adopt(row)
+        try:
+            if instance.vmm.state is VmmState.PAUSED:
+                await instance.vmm.resume()
+        finally:
+            await finish(instance.vmm.detach())
+        self._parts.journal.end_capture(row.id)
+
+    async def release(self, instance: Instance, *, kept: bool = False) -> None:
+        """Leave an instance running for later commands; `kept`: until this process ends.
+
+        If that fails or is cancelled nothing is left of the instance.
+        """
+        try:
+            self._parts.journal.set_running(instance.id, kept=kept)
+            await instance.vmm.detach()
+        except BaseException:
+            await finish(self.destroy(instance.id, vmm=instance.vmm))
+            raise
 
     async def shut_down(self, instance: Instance) -> None:
         """End the function, unmount its disk and end the VM; the instance's files stay.
@@ -248,21 +273,64 @@ class Instances:
         await instance.vmm.stop()
 
     async def stop(self, instance: Instance) -> None:
-        """Shut an instance down and remove everything of it."""
-        await self.shut_down(instance)
-        await self.destroy(instance.id, vmm=instance.vmm)
+        """Shut an instance down and remove everything of it, as `end` does."""
+        row = await self._claim(instance.id, _CLAIM_WAIT_S)
+        if row is not None:
+            await finish(self._shut_down_and_remove(instance, row))
 
-    async def destroy(self, instance_id: str, *, vmm: Vmm | None = None) -> None:
+    async def end(self, instance_id: str) -> None:
+        """Shut an instance down that another command left running, and remove everything of it.
+
+        Idempotent. While another live command makes, snapshots or removes it this waits for that;
+        Conflict when it takes too long.
+        """
+        row = await self._claim(instance_id, _CLAIM_WAIT_S)
+        if row is not None:
+            await finish(self._end(row))
+
+    async def destroy(
+        self, instance_id: str, *, vmm: Vmm | None = None, wait_s: float = _CLAIM_WAIT_S
+    ) -> None:
         """Remove everything of an instance from the host, in whatever state it is.
 
-        Idempotent. Raises Conflict while another live process makes or removes it.
+        Idempotent, and not to be stopped half-way by a cancellation. Raises Conflict when another
+        live command is still making, snapshotting or removing it after `wait_s`.
         """
-        row = await in_thread(self._parts.journal.claim_stop, instance_id)
+        row = await self._claim(instance_id, wait_s)
+        await finish(self._destroy(row, vmm))
+
+    async def _claim(self, instance_id: str, wait_s: float) -> InstanceRow | None:
+        """The row, now ours to remove; None when it is gone. Waits for others at work on it."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                # not in a thread: a cancellation must not lose what was claimed
+                return self._parts.journal.claim_stop(instance_id)
+            except Conflict:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(_CLAIM_RETRY_S)
+
+    async def _end(self, row: InstanceRow) -> None:
+        if row.state == "running":
+            try:
+                instance = await self.adopt(row)
+            except TorporError as error:  # it cannot be told to end any more
+                log.warning("instance does not answer id=%s error=%s", row.id, error)
+            else:
+                await self._shut_down_and_remove(instance, row)
+                return
+        await in_thread(self._remove, row)
+
+    async def _shut_down_and_remove(self, instance: Instance, row: InstanceRow) -> None:
+        await self.shut_down(instance)
+        await in_thread(self._remove, row)
+
+    async def _destroy(self, row: InstanceRow | None, vmm: Vmm | None) -> None:
         if vmm is not None:
             await vmm.stop()
-        if row is None:
-            return
-        await in_thread(self._remove, row)
+        if row is not None:
+            await in_thread(self._remove, row)
 
     def _remove(self, row: InstanceRow) -> None:
         directory = self._parts.instances_dir / row.id

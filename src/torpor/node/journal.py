@@ -4,7 +4,9 @@ Tables:
 
     instances  one row from before the first resource of an instance is made until after the last
                one is gone. `state` is creating, running or stopping; `owner` is the process at
-               work on it while it is not running.
+               work on it while it is not running; `keeper` is the command that it is to end with,
+               if any; `capturer` is the command that snapshots it: from before its pause until
+               after its resume.
     refs       name -> snapshot digest: a function, or a snapshot that was given a name
     bases      key -> snapshot digest of a base
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _BUSY_S: Final = 10.0
 _SPARE_BYTES: Final = 256 * 1024
 
@@ -52,7 +54,11 @@ CREATE TABLE IF NOT EXISTS instances (
     slot INTEGER,
     address TEXT NOT NULL DEFAULT '',
     port INTEGER NOT NULL DEFAULT 0,
-    created_ns INTEGER NOT NULL
+    created_ns INTEGER NOT NULL,
+    keeper_pid INTEGER,
+    keeper_ticks INTEGER,
+    capturer_pid INTEGER,
+    capturer_ticks INTEGER
 ) STRICT;
 CREATE TABLE IF NOT EXISTS refs (
     name TEXT PRIMARY KEY,
@@ -64,6 +70,16 @@ CREATE TABLE IF NOT EXISTS bases (
     digest TEXT NOT NULL
 ) STRICT;
 """
+
+_FROM_VERSION_1 = """
+ALTER TABLE instances ADD COLUMN keeper_pid INTEGER;
+ALTER TABLE instances ADD COLUMN keeper_ticks INTEGER;
+ALTER TABLE instances ADD COLUMN capturer_pid INTEGER;
+ALTER TABLE instances ADD COLUMN capturer_ticks INTEGER
+"""
+
+_STEPS: Final = {0: _SCHEMA, 1: _FROM_VERSION_1}
+"""Version of a file, 0 for a new one -> what makes it SCHEMA_VERSION."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,8 @@ class InstanceRow:
     address: str
     port: int
     created_ns: int
+    keeper: ProcessId | None
+    capturer: ProcessId | None
 
 
 @dataclass(frozen=True)
@@ -101,8 +119,8 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
+            if version in _STEPS:
+                for statement in _STEPS[version].split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
@@ -139,16 +157,38 @@ class Journal:
         """Record the VMM process of an instance."""
         self._update(instance_id, "vmm_pid = ?, vmm_ticks = ?", (vmm.pid, vmm.start_ticks))
 
-    def set_running(self, instance_id: str) -> None:
-        """The instance is ready and belongs to nobody's command any more."""
-        self._update(instance_id, "state = 'running'", ())
+    def set_running(self, instance_id: str, *, kept: bool = False) -> None:
+        """The instance is ready for all commands; `kept`: it is to end with this process."""
+        keeper = _this_process() if kept else None
+        self._update(
+            instance_id,
+            "state = 'running', keeper_pid = ?, keeper_ticks = ?",
+            (keeper.pid, keeper.start_ticks) if keeper else (None, None),
+        )
 
     def claim_stop(self, instance_id: str) -> InstanceRow | None:
-        """Take over the removal of an instance: the row, or None if it is gone already.
+        """Take over the removal of an instance: the row as it was, or None if it is gone already.
 
-        Raises Conflict while another live process makes or removes it.
+        Raises Conflict while a live command snapshots it, or another one makes or removes it.
         """
         return self._release(functools.partial(_claim_stop, instance_id=instance_id))
+
+    def claim_capture(self, instance_id: str) -> None:
+        """This process is about to snapshot an instance, or to undo what a dead one left of that.
+
+        Raises NotFound, Conflict when it does not run or a live command snapshots it already.
+        """
+        with self._transaction() as database:
+            _claim_capture(database, instance_id)
+
+    def end_capture(self, instance_id: str) -> None:
+        """The instance runs on, or is gone."""
+        self._release(
+            lambda database: database.execute(
+                "UPDATE instances SET capturer_pid = NULL, capturer_ticks = NULL WHERE id = ?",
+                (instance_id,),
+            )
+        )
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance of which nothing is left."""
@@ -167,7 +207,7 @@ class Journal:
                 f"{instance_id!r} fits {len(rows)} instances",
                 hint=f"give more of the id: {', '.join(row.id for row in rows[:8])}",
             )
-        raise NotFound(f"there is no instance {instance_id!r}", hint="`torpor ps` lists them")
+        raise _no_instance(instance_id)
 
     def instances(self) -> list[InstanceRow]:
         """All instances, oldest first."""
@@ -264,16 +304,41 @@ def _claim_stop(database: sqlite3.Connection, *, instance_id: str) -> InstanceRo
     if row is None:
         return None
     if row.state != "running" and row.owner != me and row.owner.is_alive():
-        raise Conflict(
-            f"instance {instance_id} is {row.state}",
-            reason=f"process {row.owner.pid} is at work on it",
-            hint="wait for that command to end",
-        )
+        raise _busy(row, row.owner, f"is {row.state}")
+    if row.capturer is not None and row.capturer.is_alive():
+        raise _busy(row, row.capturer, "is being snapshotted")
     database.execute(
         "UPDATE instances SET state = 'stopping', owner_pid = ?, owner_ticks = ? WHERE id = ?",
         (me.pid, me.start_ticks, instance_id),
     )
     return row
+
+
+def _claim_capture(database: sqlite3.Connection, instance_id: str) -> None:
+    row = _fetch_instance(database, instance_id)
+    if row is None:
+        raise _no_instance(instance_id)
+    if row.state != "running":
+        raise _busy(row, row.owner, f"is {row.state}")
+    if row.capturer is not None and row.capturer.is_alive():
+        raise _busy(row, row.capturer, "is being snapshotted")
+    me = _this_process()
+    database.execute(
+        "UPDATE instances SET capturer_pid = ?, capturer_ticks = ? WHERE id = ?",
+        (me.pid, me.start_ticks, instance_id),
+    )
+
+
+def _busy(row: InstanceRow, by: ProcessId, what: str) -> Conflict:
+    return Conflict(
+        f"instance {row.id} {what}",
+        reason=f"process {by.pid} is at work on it",
+        hint="wait for that command to end",
+    )
+
+
+def _no_instance(instance_id: str) -> NotFound:
+    return NotFound(f"there is no instance {instance_id!r}", hint="`torpor ps` lists them")
 
 
 def _fetch_instance(database: sqlite3.Connection, instance_id: str) -> InstanceRow | None:
@@ -282,19 +347,25 @@ def _fetch_instance(database: sqlite3.Connection, instance_id: str) -> InstanceR
 
 
 def _to_instance(row: sqlite3.Row) -> InstanceRow:
-    vmm = None if row["vmm_pid"] is None else ProcessId(row["vmm_pid"], row["vmm_ticks"])
     return InstanceRow(
         id=row["id"],
         function=row["function"],
         snapshot=row["snapshot"],
         state=row["state"],
         owner=ProcessId(row["owner_pid"], row["owner_ticks"]),
-        vmm=vmm,
+        vmm=_to_process(row, "vmm"),
         slot=row["slot"],
         address=row["address"],
         port=row["port"],
         created_ns=row["created_ns"],
+        keeper=_to_process(row, "keeper"),
+        capturer=_to_process(row, "capturer"),
     )
+
+
+def _to_process(row: sqlite3.Row, what: str) -> ProcessId | None:
+    pid, ticks = row[f"{what}_pid"], row[f"{what}_ticks"]
+    return None if pid is None else ProcessId(pid, ticks)
 
 
 def _translated(error: sqlite3.DatabaseError, path: Path) -> Exception:

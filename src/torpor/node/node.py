@@ -6,30 +6,31 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict, FunctionFailed, InvalidInput, NotFound, TorporError
-from torpor.host.cancel import in_thread
+from torpor.errors import Conflict, FunctionFailed, InvalidInput, NotFound
+from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive, shared
 from torpor.image.spec import load_spec
 from torpor.node.capture import Captured, capture
+from torpor.node.collect import delete_unneeded, find_unneeded
 from torpor.node.deploy import Deployed, Deployer
 from torpor.node.exchange import Exchange
 from torpor.node.instance import Instances, read_tail
 from torpor.node.invoke import Request, Response, send_request
-from torpor.node.parts import Parts, Reporter, log, open_parts
+from torpor.node.parts import Parts, Reporter, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.timeline import Timeline
 from torpor.units import parse_name
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from torpor.config import Settings
     from torpor.image.library import ImageInfo
     from torpor.image.spec import FunctionSpec
     from torpor.node.instance import Instance
-    from torpor.node.journal import InstanceRow
+    from torpor.node.journal import InstanceRow, Ref
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function
     from torpor.snapshot.transfer import TransferReport
@@ -78,6 +79,7 @@ class Node:
         """Open a home and undo what dead commands left in it."""
         node = cls(await in_thread(open_parts, settings, reporter=reporter, driver=driver))
         await reconcile(node.parts, node.instances)
+        await node.collect()
         yield node
 
     # images
@@ -92,7 +94,7 @@ class Node:
     async def remove_image(self, digest: str) -> ImageInfo:
         """Delete an image. Raises Conflict while a snapshot on this node needs it."""
         info = await in_thread(self.parts.images.get, digest)
-        with self._files_lock(alone=True):
+        async with self._files_lock(alone=True):
             users = [s.digest[:12] for s in self.parts.snapshots.list() if _needs(s, info.digest)]
             if users:
                 raise Conflict(
@@ -111,46 +113,53 @@ class Node:
 
     async def deploy_spec(self, spec: FunctionSpec) -> Deployed:
         """Deploy a function. Raises Conflict while another deploy of it runs, see Deployer."""
-        with self._function_lock(spec.name), self._files_lock():
-            known = self.parts.journal.ref(spec.name)
-            revision = 1
-            if known is not None:
-                old = await in_thread(self.parts.snapshots.get, known.digest)
-                revision = _function_of(old, spec.name).revision + 1
-            deployed = await self._deployer.deploy(spec, revision=revision)
-            self.parts.journal.set_ref(spec.name, deployed.captured.snapshot.digest)
-        await self.collect()
+        try:
+            with self._function_lock(spec.name):
+                async with self._files_lock():
+                    revision = await in_thread(self._next_revision, spec.name)
+                    deployed = await self._deployer.deploy(spec, revision=revision)
+                    self.parts.journal.set_ref(spec.name, deployed.captured.snapshot.digest)
+        finally:  # the old revision, or what a failed deploy made
+            await finish(self.collect())
         return deployed
 
     async def start_cold(self, spec: FunctionSpec, timeline: Timeline) -> Instance:
         """Boot a function without any snapshot (for comparison); stop it with `stop_instance`."""
-        return await self._deployer.start_cold(spec, timeline)
+        async with self._files_lock():
+            return await self._deployer.start_cold(spec, timeline)
 
     def functions(self) -> list[NamedSnapshot]:
         """The names that point to a function's snapshot."""
         return [named for named in self.snapshots() if named.snapshot.manifest.kind == "function"]
 
     async def remove_function(self, name: str) -> list[str]:
-        """Stop a function's instances and delete its name; the ids that were stopped."""
+        """Stop a function's instances and delete its name; the ids that were stopped.
+
+        Raises NotFound, Conflict for a name that is a plain snapshot's.
+        """
         with self._function_lock(name):
-            if self.parts.journal.ref(name) is None:
+            ref = self.parts.journal.ref(name)
+            if ref is None:
                 raise NotFound(f"there is no function {name!r}", hint="`torpor ls` lists them")
-            stopped = []
-            for row in self.parts.journal.instances():
-                if row.function == name:
-                    await self.stop(row.id)
-                    stopped.append(row.id)
+            if await in_thread(self._kind, ref.digest) == "instance":
+                raise Conflict(
+                    f"{name!r} is the name of a snapshot, not of a function",
+                    hint=f"`torpor snapshot rm {name}` deletes it",
+                )
+            stopped = await self._stop_all(name)
             self.parts.journal.drop_ref(name)
+            stopped += await self._stop_all(name)  # woken in between
         await self.collect()
         return stopped
 
     async def invoke(self, name: str, request: Request, *, keep: bool = False) -> Invoked:
         """Send one request to a function, waking an instance if none runs.
 
-        A woken instance is stopped again unless `keep`. `name` may be any ref or digest.
+        Only instances of the snapshot that the name points to now are used, not those of older
+        revisions. A woken instance is stopped again unless `keep`. `name` may be any ref or digest.
         """
         timeline = Timeline()
-        row = self._running(name)
+        row = await in_thread(self._running, name)
         if row is not None:
             with timeline.step("request"):
                 response = await self._send(row.address, row.port, request, row.id)
@@ -173,24 +182,23 @@ class Node:
 
     # instances
 
-    async def restore(self, reference: str) -> Instance:
-        """Wake a snapshot by ref or digest, from this node or the store, and leave it running."""
+    async def restore(self, reference: str, *, kept: bool = False) -> Instance:
+        """Wake a snapshot by ref or digest, from this node or the store, and leave it running.
+
+        `kept`: it is to end with this process; if that is killed, the next command removes it.
+        """
         timeline = Timeline()
         instance = await self._wake(reference, timeline)
-        await self.instances.release(instance)
+        await self.instances.release(instance, kept=kept)
         return instance
 
     async def stop(self, instance_id: str) -> str:
-        """End an instance in order and remove all of it; its whole id."""
+        """End an instance in order and remove all of it; its whole id.
+
+        Waits for another command that is just removing it. Raises NotFound, Conflict.
+        """
         row = self.parts.journal.instance(instance_id)
-        if row.state == "running":
-            try:
-                instance = await self.instances.adopt(row)
-            except TorporError as error:  # it cannot be told to end any more
-                log.warning("instance does not answer id=%s error=%s", row.id, error)
-            else:
-                await finish(self.instances.stop(instance))
-        await finish(self.instances.destroy(row.id))
+        await self.instances.end(row.id)
         return row.id
 
     async def stop_instance(self, instance: Instance) -> None:
@@ -210,40 +218,20 @@ class Node:
             parse_name(name, what="snapshot name")
         row = self.parts.journal.instance(instance_id)
         name = name or row.id
-        with (
-            self._files_lock(),
-            exclusive(
-                self.parts.locks_dir / f"instance-{row.id}", timeout_s=0, what=f"instance {row.id}"
-            ),
-        ):
+        async with self._files_lock():
             known = self.parts.journal.ref(name)
-            if known is not None and self._kind(known.digest) == "function":
+            if known is not None and await in_thread(self._kind, known.digest) == "function":
                 raise Conflict(
                     f"{name!r} is the name of a function", hint="give another with --name"
                 )
-            instance = await self.instances.adopt(row)
-            try:
-                captured = await capture(
-                    self.parts,
-                    instance,
-                    kind="instance",
-                    function=instance.function,
-                    then="resume",
-                )
-            finally:
-                await instance.vmm.detach()
+            captured = await self._capture(row)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
         return captured
 
     def snapshots(self) -> list[NamedSnapshot]:
         """All snapshots on this node, those without a name too."""
-        names: dict[Digest, list[str]] = {}
-        for ref in self.parts.journal.refs():
-            names.setdefault(ref.digest, []).append(ref.name)
-        return [
-            NamedSnapshot(snapshot, tuple(names.get(snapshot.digest, ())))
-            for snapshot in self.parts.snapshots.list()
-        ]
+        refs = self.parts.journal.refs()
+        return [_named(snapshot, refs) for snapshot in self.parts.snapshots.list()]
 
     async def inspect(self, reference: str) -> NamedSnapshot:
         """A snapshot on this node by ref, digest or a digest's beginning."""
@@ -253,8 +241,7 @@ class Node:
                 f"there is no snapshot {reference!r} on this node",
                 hint="`torpor snapshot ls` lists them, `torpor snapshot pull` fetches one",
             )
-        names = [ref.name for ref in self.parts.journal.refs() if ref.digest == snapshot.digest]
-        return NamedSnapshot(snapshot, tuple(names))
+        return _named(snapshot, self.parts.journal.refs())
 
     async def verify(self, reference: str) -> NamedSnapshot:
         """Read every byte of a snapshot on this node. Raises Damaged naming the file."""
@@ -264,28 +251,26 @@ class Node:
 
     async def remove_snapshot(self, reference: str) -> NamedSnapshot:
         """Delete a named snapshot. Raises Conflict for a function's: `rm` is for those."""
-        named = await self.inspect(reference)
-        if named.snapshot.manifest.kind == "function" and named.names:
-            raise Conflict(
-                f"{reference!r} is the snapshot of function {named.names[0]!r}",
-                hint=f"`torpor rm {named.names[0]}` deletes the function",
-            )
-        users = [
-            row.id
-            for row in self.parts.journal.instances()
-            if row.snapshot == named.snapshot.digest
-        ]
-        if users:
-            raise Conflict(
-                f"snapshot {named.snapshot.digest[:12]} is in use",
-                reason=f"by instances {', '.join(users)}",
-                hint="stop those first",
-            )
-        with self._files_lock(alone=True):
-            for name in named.names:
+        async with self._files_lock(alone=True):
+            named = await self.inspect(reference)
+            digest = named.snapshot.digest
+            if named.snapshot.manifest.kind == "function" and named.names:
+                raise Conflict(
+                    f"{reference!r} is the snapshot of function {named.names[0]!r}",
+                    hint=f"`torpor rm {named.names[0]}` deletes the function",
+                )
+            users = [row.id for row in self.parts.journal.instances() if row.snapshot == digest]
+            if users:
+                raise Conflict(
+                    f"snapshot {digest[:12]} is in use",
+                    reason=f"by instances {', '.join(users)}",
+                    hint="stop those first",
+                )
+            for name in (*named.names, digest):
                 self.parts.journal.drop_ref(name)
-            self.parts.journal.drop_base(named.snapshot.digest)
-            await in_thread(self.parts.snapshots.remove, named.snapshot.digest)
+            self.parts.journal.drop_base(digest)
+            await in_thread(self.parts.snapshots.remove, digest)
+        await self.collect()
         return named
 
     async def push(self, reference: str) -> TransferReport:
@@ -297,7 +282,7 @@ class Node:
                 hint="`torpor snapshot create` gives one",
             )
         name = reference if reference in named.names else named.names[0]
-        with self._files_lock():
+        async with self._files_lock():
             return await in_thread(self.exchange.push, named.snapshot, name)
 
     async def pull(
@@ -305,33 +290,63 @@ class Node:
     ) -> tuple[NamedSnapshot, TransferReport]:
         """Fetch a snapshot from the store; a ref becomes a name on this node.
 
-        With `expect`, a ref that points to another snapshot is refused with Conflict.
+        One that was fetched by its digest stays without a name, until `remove_snapshot`. With
+        `expect`, a ref that points to another snapshot is refused with Conflict.
         """
-        with self._files_lock():
+        async with self._files_lock():
             digest, report = await in_thread(self._pull, reference, expect)
         return await self.inspect(digest), report
 
     async def collect(self) -> list[Digest]:
-        """Delete snapshots that no name, base or instance needs; skipped while others work."""
+        """Delete snapshots that no name, base or instance needs, and apps that no snapshot needs.
+
+        Never waits: skipped while others use snapshots. The digests of what was deleted.
+        """
+        if not await in_thread(find_unneeded, self.parts):
+            return []
         try:
-            with self._files_lock(alone=True, wait_s=0):
-                return await in_thread(self._collect)
+            async with self._files_lock(alone=True, wait_s=0):
+                return await in_thread(delete_unneeded, self.parts)
         except Conflict:
             return []
 
     # inside
 
-    def _collect(self) -> list[Digest]:
-        journal = self.parts.journal
-        needed = {ref.digest for ref in journal.refs()} | set(journal.bases().values())
-        needed |= {row.snapshot for row in journal.instances()}  # type: ignore[misc]
-        unneeded = [s.digest for s in self.parts.snapshots.list() if s.digest not in needed]
-        for digest in unneeded:
-            self.parts.snapshots.remove(digest)
-        return unneeded
+    async def _capture(self, row: InstanceRow) -> Captured:
+        """Snapshot an instance that another command left running; it runs on."""
+        self.parts.journal.claim_capture(row.id)
+        try:
+            instance = await self.instances.adopt(row)
+            try:
+                return await capture(
+                    self.parts,
+                    instance,
+                    kind="instance",
+                    function=instance.function,
+                    then="resume",
+                )
+            finally:
+                await finish(instance.vmm.detach())
+        finally:
+            self.parts.journal.end_capture(row.id)
+            if row.vmm is None or not row.vmm.is_alive():
+                await finish(self.instances.destroy(row.id))
+
+    async def _stop_all(self, function: str) -> list[str]:
+        rows = await in_thread(self.parts.journal.instances)
+        doomed = [row.id for row in rows if row.function == function]
+        for instance_id in doomed:
+            await self.instances.end(instance_id)
+        return doomed
+
+    def _next_revision(self, name: str) -> int:
+        known = self.parts.journal.ref(name)
+        if known is None:
+            return 1
+        return _function_of(self.parts.snapshots.get(known.digest), name).revision + 1
 
     async def _wake(self, reference: str, timeline: Timeline) -> Instance:
-        with self._files_lock():
+        async with self._files_lock():
             snapshot = await in_thread(self._find_local, reference)
             if snapshot is None:
                 with timeline.step("pull"):
@@ -353,15 +368,13 @@ class Node:
         except (NotFound, InvalidInput):
             return None
 
-    def _running(self, name: str) -> InstanceRow | None:
-        return next(
-            (
-                row
-                for row in self.parts.journal.instances()
-                if row.state == "running" and row.function == name
-            ),
-            None,
-        )
+    def _running(self, reference: str) -> InstanceRow | None:
+        """A running instance of just the snapshot that the reference means now."""
+        snapshot = self._find_local(reference)
+        if snapshot is None:
+            return None
+        rows = (row for row in self.parts.journal.instances() if row.snapshot == snapshot.digest)
+        return next((row for row in rows if row.state == "running"), None)
 
     def _kind(self, digest: Digest) -> str:
         try:
@@ -381,8 +394,8 @@ class Node:
 
     def _pull(self, reference: str, expect: Digest | None = None) -> tuple[Digest, TransferReport]:
         digest, manifest, report = self.exchange.pull(reference, expect=expect)
-        if reference != digest and manifest.kind != "base":
-            self.parts.journal.set_ref(reference, digest)
+        if manifest.kind != "base":
+            self.parts.journal.set_ref(reference, digest)  # by digest too: that keeps it
         return digest, report
 
     @contextlib.contextmanager
@@ -393,12 +406,19 @@ class Node:
         ):
             yield
 
-    @contextlib.contextmanager
-    def _files_lock(self, *, alone: bool = False, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+    def _files_lock(
+        self, *, alone: bool = False, wait_s: float = _LOCK_WAIT_S
+    ) -> contextlib.AbstractAsyncContextManager[None]:
         """Held shared by all that uses snapshots and images, alone by what deletes them."""
         take = exclusive if alone else shared
-        with take(self.parts.locks_dir / "files", timeout_s=wait_s, what="this home's snapshots"):
-            yield
+        path = self.parts.locks_dir / "files"
+        return entered_in_thread(take(path, timeout_s=wait_s, what="this home's snapshots"))
+
+
+def _named(snapshot: LocalSnapshot, refs: Sequence[Ref]) -> NamedSnapshot:
+    """The ref that keeps a snapshot which was fetched by its digest is not a name."""
+    names = [ref.name for ref in refs if ref.digest == snapshot.digest != ref.name]
+    return NamedSnapshot(snapshot, tuple(names))
 
 
 def _function_of(snapshot: LocalSnapshot, name: str) -> Function:

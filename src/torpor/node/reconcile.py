@@ -5,10 +5,11 @@ It looks only at what this home's journal, directories and slots name as torpor'
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict
+from torpor.errors import Conflict, DataError, OutsideError
 from torpor.host.cancel import in_thread
 from torpor.node.parts import log
 
@@ -22,21 +23,31 @@ async def reconcile(parts: Parts, instances: Instances) -> list[str]:
     """Bring host and journal together; the ids of the instances that were removed."""
     removed = []
     for row in await in_thread(parts.journal.instances):
-        if is_abandoned(row):
-            try:
-                await instances.destroy(row.id)
-            except Conflict:
-                continue  # another command is just doing the same
-            log.warning("removed an abandoned instance id=%s state=%s", row.id, row.state)
-            removed.append(row.id)
+        with contextlib.suppress(Conflict):  # another command is just doing the same
+            if is_abandoned(row):
+                await instances.destroy(row.id, wait_s=0)
+                log.warning("removed an abandoned instance id=%s state=%s", row.id, row.state)
+                removed.append(row.id)
+            elif row.capturer is not None and not row.capturer.is_alive():
+                await _thaw(instances, row)
     await in_thread(_sweep, parts)
     return removed
 
 
+async def _thaw(instances: Instances, row: InstanceRow) -> None:
+    try:
+        await instances.thaw(row)
+    except (OutsideError, DataError) as error:  # no reason for other commands to fail
+        log.warning("instance may be paused id=%s error=%s", row.id, error)
+    else:
+        log.warning("resumed an instance whose snapshot was cut off id=%s", row.id)
+
+
 def is_abandoned(row: InstanceRow) -> bool:
-    """Whether nobody will ever finish or use this instance."""
+    """Whether nobody will ever finish, use or end this instance."""
     if row.state == "running":
-        return row.vmm is None or not row.vmm.is_alive()
+        kept = row.keeper is None or row.keeper.is_alive()
+        return row.vmm is None or not row.vmm.is_alive() or not kept
     return not row.owner.is_alive()
 
 
