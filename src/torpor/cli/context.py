@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torpor.cli.interrupt import INTERRUPTED, cancelling
 from torpor.cli.output import Progress, print_error
 from torpor.config import Settings, load_settings
 from torpor.errors import TorporError
@@ -22,7 +22,6 @@ from torpor.errors import TorporError
 if TYPE_CHECKING:
     from torpor.node.node import Node
 
-INTERRUPTED = 130
 BUG = 70
 
 
@@ -93,12 +92,10 @@ def run_async(work: Callable[[], Awaitable[int | None]]) -> None:
     _set_up_logging()
 
     async def main() -> int | None:
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, task.cancel)
-        return await work()
+        with cancelling(task):
+            return await work()
 
     try:
         code = asyncio.run(main()) or 0

@@ -60,8 +60,3 @@ app.add_typer(host.kernel, name="kernel")
 app.command("settings")(host.settings)
 app.command("bench")(measure.bench)
 app.command("demo")(measure.demo)
-
-
-def run() -> None:
-    """The entry point of the `torpor` program."""
-    app()
