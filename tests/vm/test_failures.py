@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from fixtures.failing_vmm import STEPS, FailingDriver
-from fixtures.nodes import EXAMPLES, running
+from fixtures.nodes import EXAMPLES, running, write_function
 from torpor.errors import (
     Conflict,
     Damaged,
@@ -36,19 +36,6 @@ if TYPE_CHECKING:
     from torpor.snapshot.manifest import Manifest
 
 pytestmark = pytest.mark.vm
-
-
-def write_function(directory: Path, program: str, extra: str = "") -> Path:
-    """A function on hello's image whose only file is `program`."""
-    directory.mkdir()
-    (directory / "app.py").write_text(program)
-    image = (EXAMPLES / "hello" / "function.toml").read_text()
-    section = image[image.index("[image]") :].split("\n[")[0]
-    (directory / "function.toml").write_text(
-        'name = "broken"\ncommand = ["python3", "/app/app.py"]\nport = 8080\n'
-        f'memory = "256MiB"\nfiles = ["app.py"]\n{extra}\n{section}\n'
-    )
-    return directory
 
 
 @pytest.mark.parametrize(

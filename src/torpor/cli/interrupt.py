@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
 """The exit code of a command that was interrupted."""
 
@@ -33,7 +34,7 @@ def _hear(_signum: int, _frame: FrameType | None) -> None:
 
 def listen() -> None:
     """Hear both signals from now on. Main thread only."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in _SIGNALS:
         signal.signal(signum, _hear)
 
 
@@ -47,3 +48,6 @@ def cancelling(task: asyncio.Task[object]) -> Iterator[None]:
         yield
     finally:
         _react = lambda: None  # noqa: E731
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) is _hear:  # an ending interpreter puts back the default
+                signal.signal(signum, signal.SIG_IGN)

@@ -9,7 +9,7 @@ import contextlib
 import shutil
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict, DataError, OutsideError
+from torpor.errors import Conflict, TorporError
 from torpor.host.cancel import in_thread
 from torpor.node.parts import log
 
@@ -37,7 +37,7 @@ async def reconcile(parts: Parts, instances: Instances) -> list[str]:
 async def _thaw(instances: Instances, row: InstanceRow) -> None:
     try:
         await instances.thaw(row)
-    except (OutsideError, DataError) as error:  # no reason for other commands to fail
+    except TorporError as error:  # no reason for other commands to fail
         log.warning("instance may be paused id=%s error=%s", row.id, error)
     else:
         log.warning("resumed an instance whose snapshot was cut off id=%s", row.id)
