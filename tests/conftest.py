@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["fixtures.leaks", "fixtures.minio", "fixtures.vms"]
+pytest_plugins = ["fixtures.minio", "fixtures.leaks", "fixtures.vms"]
 
 
 @pytest.fixture(autouse=True)

@@ -38,11 +38,12 @@ def parts(tmp_path: Path) -> Parts:
 
 
 @pytest.fixture
-def journal(parts: Parts) -> Journal:
-    """With one instance, which runs."""
+def journal(parts: Parts) -> Iterator[Journal]:
+    """With one instance, which runs, until the end of the test."""
     parts.journal.add_instance("one", function="f", snapshot="", port=80)
     parts.journal.set_running("one")
-    return parts.journal
+    yield parts.journal
+    parts.journal.drop_instance("one")
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ def test_home_of_an_older_torpor(tmp_path: Path) -> None:
     assert (row.id, row.keeper, row.capturer) == ("old", None, None)
     journal.set_running("old")
     journal.claim_capture("old")
+    journal.drop_instance("old")
 
 
 def test_one_snapshot_at_a_time(journal: Journal, other: ProcessId) -> None:
