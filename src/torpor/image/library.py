@@ -23,18 +23,17 @@ from torpor.errors import Conflict, Damaged, InvalidInput, NotFound
 from torpor.host.lock import exclusive
 from torpor.host.sparse import blake3_file
 from torpor.image.packages import apt_sources, debian_suite, packages_to_tar
-from torpor.image.squashfs import tar_to_squashfs, tree_to_squashfs
+from torpor.image.squashfs import is_padded, tar_to_squashfs, tree_to_squashfs
 from torpor.units import Digest, format_size, parse_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from torpor.image.spec import FunctionSpec, ImageSpec
 
 _BUILDER: Final = 1
 """Counts up when the same recipe would give other bytes."""
 _BUILD_WAIT_S: Final = 900.0
-_MOUNT_POINTS: Final = ("proc", "sys", "dev", "tmp", "run", "app")
 
 
 class ImageInfo(msgspec.Struct, frozen=True):
@@ -121,6 +120,19 @@ class ImageLibrary:
             raise NotFound(f"image {digest[:12]} is not on this node")
         return self._path(digest)
 
+    def collect_apps(self, needed: Collection[Digest]) -> list[Digest]:
+        """Delete the apps whose digests are not in `needed`; the digests of those deleted.
+
+        Images stay: they are large, shared, and asked for by `image rm`. The caller holds off
+        whoever may be about to use an app: one that was just built is needed by no snapshot yet.
+        """
+        kept = set(needed)
+        gone = [i.digest for i in self.list() if i.kind == "app" and i.digest not in kept]
+        for digest in gone:
+            with contextlib.suppress(NotFound):  # somebody else just deleted it
+                self.remove(digest)
+        return gone
+
     def list(self) -> list[ImageInfo]:
         """All images and apps, oldest first."""
         found = []
@@ -140,7 +152,7 @@ class ImageLibrary:
         """Take over a file that came from elsewhere. Raises Damaged when it is another one."""
         if blake3_file(path) != parse_digest(digest):
             raise Damaged(f"image {digest[:12]} is damaged", reason="its digest is another")
-        self._publish(path, "image", "pulled")
+        self._publish(path, "app" if is_padded(path) else "image", "pulled")
 
     def _build_rootfs(self, rootfs: Path, progress: Callable[[str], None]) -> ImageInfo:
         progress(f"packing {rootfs}")

@@ -7,12 +7,17 @@ reads, and a page fault reads little.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from torpor.host.process import run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_MAGIC: Final = b"hsqs"
+_SUPERBLOCK: Final = struct.Struct("<4s36xQ")
+_DEVICE_BLOCK_BYTES: Final = 4096
 
 _TAR_FLAGS: Final = (
     *("--sort=name", "--format=posix", "--numeric-owner", "--mtime=@0"),
@@ -42,6 +47,20 @@ def tree_to_squashfs(tree: Path, target: Path, *, owner: str | None = None) -> N
         tar_to_squashfs(tar, target)
     finally:
         tar.unlink(missing_ok=True)
+
+
+def is_padded(path: Path) -> bool:
+    """Whether a squashfs ends before its file does, as an app's on a disk of fixed capacity.
+
+    The superblock's field bytes_used (squashfs format 4.0, byte 40) tells where; tools pad to the
+    4 KiB of a device block themselves. False for what is no squashfs.
+    """
+    with path.open("rb") as stream:
+        superblock = stream.read(_SUPERBLOCK.size)
+    if len(superblock) < _SUPERBLOCK.size:
+        return False
+    magic, bytes_used = _SUPERBLOCK.unpack(superblock)
+    return bool(magic == _MAGIC and path.stat().st_size >= bytes_used + _DEVICE_BLOCK_BYTES)
 
 
 def tar_to_squashfs(tar: Path, target: Path) -> None:
