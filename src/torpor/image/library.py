@@ -3,37 +3,40 @@
     ROOT/<digest>.squashfs   ROOT/<digest>.json   ROOT/recipes/<key>   ROOT/.building-*/
 
 A recipe is what an image is made of; its key leads to the digest, so that nothing is built twice.
-Files appear by rename and are never written again.
+Everything is made in a workspace, appears by rename and is never written again. Opening a library
+removes what makers that were killed left in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import blake3
 import msgspec
 
-from torpor.errors import Conflict, Damaged, InvalidInput, NotFound
+from torpor.errors import Conflict, Damaged, InvalidInput, NoSpace, NotFound, ProgramFailed
 from torpor.host.lock import exclusive
 from torpor.host.sparse import blake3_file
 from torpor.image.packages import apt_sources, debian_suite, packages_to_tar
 from torpor.image.squashfs import is_padded, tar_to_squashfs, tree_to_squashfs
+from torpor.image.workspace import sweep_workspaces, workspace
 from torpor.units import Digest, format_size, parse_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
 
     from torpor.image.spec import FunctionSpec, ImageSpec
 
-_BUILDER: Final = 1
+_BUILDER: Final = 2
 """Counts up when the same recipe would give other bytes."""
 _BUILD_WAIT_S: Final = 900.0
+_CHANGE_WAIT_S: Final = 30.0
 
 
 class ImageInfo(msgspec.Struct, frozen=True):
@@ -51,7 +54,9 @@ class ImageLibrary:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        (root / "recipes").mkdir(parents=True, exist_ok=True)
+        self._recipes = root / "recipes"
+        self._recipes.mkdir(parents=True, exist_ok=True)
+        self._sweep()
 
     def build(
         self, spec: ImageSpec, *, progress: Callable[[str], None], rebuild: bool = False
@@ -73,7 +78,7 @@ class ImageLibrary:
                 packages_to_tar(spec.packages, work / "root.tar", suite=debian_suite())
                 tar_to_squashfs(work / "root.tar", work / "image.squashfs")
                 info = self._publish(work / "image.squashfs", "image", " ".join(spec.packages))
-            self._remember(key, info.digest)
+                self._remember(key, info.digest, work)
             return info
 
     def build_app(self, spec: FunctionSpec, *, capacity_bytes: int) -> ImageInfo:
@@ -145,8 +150,9 @@ class ImageLibrary:
 
     def remove(self, digest: str) -> None:
         """Delete an image; VMs that use it go on. Raises NotFound."""
-        self.path(digest).unlink()
-        self._info_path(digest).unlink(missing_ok=True)
+        with self._changing():
+            self.path(digest).unlink()
+            self._info_path(digest).unlink(missing_ok=True)
 
     def adopt(self, path: Path, digest: Digest) -> None:
         """Take over a file that came from elsewhere. Raises Damaged when it is another one."""
@@ -161,23 +167,37 @@ class ImageLibrary:
             return self._publish(work / "image.squashfs", "image", str(rootfs))
 
     def _publish(self, path: Path, kind: Literal["image", "app"], made_of: str) -> ImageInfo:
+        """Give a file that is ready its place; `path` is in a workspace or somebody's staging."""
         digest = blake3_file(path)
-        if self.has(digest) and self._info_path(digest).exists():
-            return msgspec.json.decode(self._info_path(digest).read_bytes(), type=ImageInfo)
         info = ImageInfo(digest, kind, path.stat().st_size, time.time_ns(), made_of)
-        _write(self._info_path(digest), msgspec.json.encode(info))
-        path.chmod(0o444)
-        path.rename(self._path(digest))
+        described = path.with_suffix(".json")
+        with _space_watched():
+            described.write_bytes(msgspec.json.encode(info))
+        with self._changing():
+            if self.has(digest):
+                described.unlink()
+                return msgspec.json.decode(self._info_path(digest).read_bytes(), type=ImageInfo)
+            path.chmod(0o444)
+            described.rename(self._info_path(digest))
+            path.rename(self._path(digest))
         return info
+
+    def _sweep(self) -> None:
+        sweep_workspaces(self._root)
+        with self._changing():
+            for path in self._root.glob("*.json"):
+                if not self.has(path.stem):
+                    path.unlink()
 
     def _known(self, key: str) -> ImageInfo | None:
         try:
-            return self.get((self._root / "recipes" / key).read_text())
+            return self.get((self._recipes / key).read_text())
         except (FileNotFoundError, NotFound):
             return None
 
-    def _remember(self, key: str, digest: Digest) -> None:
-        _write(self._root / "recipes" / key, digest.encode())
+    def _remember(self, key: str, digest: Digest, work: Path) -> None:
+        (work / "recipe").write_text(digest)
+        (work / "recipe").rename(self._recipes / key)
 
     def _path(self, digest: str) -> Path:
         return self._root / f"{digest}.squashfs"
@@ -188,18 +208,37 @@ class ImageLibrary:
     @contextlib.contextmanager
     def _building(self, key: str) -> Iterator[None]:
         """One build of a recipe at a time; who waits finds it built."""
-        lock = self._root / "recipes" / f"{key}.lock"
+        lock = self._recipes / f"{key}.lock"
         with exclusive(lock, timeout_s=_BUILD_WAIT_S, what="this image"):
             yield
 
     @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Held while a file and its description come or go, which are two steps."""
+        lock = self._recipes / "library.lock"
+        with exclusive(lock, timeout_s=_CHANGE_WAIT_S, what="the images of this home"):
+            yield
+
+    @contextlib.contextmanager
     def _workspace(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(
-            prefix=".building-", dir=self._root, ignore_cleanup_errors=True
-        ) as work:
-            # mmdebstrap's programs run as other users and must be able to enter
-            Path(work).chmod(0o755)
-            yield Path(work)
+        with _space_watched(), workspace(self._root) as work:
+            yield work
+
+
+@contextlib.contextmanager
+def _space_watched() -> Iterator[None]:
+    """NoSpace in place of a full disk's many faces."""
+    try:
+        yield
+    except (OSError, ProgramFailed) as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error):
+            raise
+        raise NoSpace(
+            "the disk is full: the image could not be made",
+            reason=str(error),
+            hint="free some space, or use another --home",
+        ) from None
 
 
 def _key(*parts: str) -> str:
@@ -221,9 +260,3 @@ def _normalise(tree: Path) -> None:
         if not path.is_symlink():
             executable = path.is_dir() or path.stat().st_mode & 0o100
             path.chmod(0o755 if executable else 0o644)
-
-
-def _write(path: Path, content: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.rename(path)

@@ -1,7 +1,8 @@
 """Debian packages to a root file system, as a tar that is the same wherever it is made.
 
 mmdebstrap(1) unpacks and configures the packages; the archive, its keys and its proxies are the
-host's own. What a function never reads (documentation, translations) is left out.
+host's own. It mounts proc, sys and dev in the tree that it makes: it runs enclosed, so that the
+host never sees them. What a function never reads (documentation, translations) is left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import HostUnfit, InvalidInput, ProgramFailed
-from torpor.host.process import run
+from torpor.host.enclosure import run_enclosed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,11 @@ _EXCLUDED: Final = (
     *("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*"),
     *("/usr/share/lintian/*", "/usr/share/bug/*", "/usr/share/i18n/*"),
 )
+_OF_THE_HOST: Final = (
+    *("var/lib/apt", "var/cache/*", "var/log/*", "var/lib/dpkg/*-old"),
+    *("etc/hostname", "etc/resolv.conf", "etc/apt/sources.list", "etc/apt/sources.list.d/*"),
+)
+"""What mmdebstrap leaves of this host and this day: an image is the same wherever it is built."""
 _MISSING = re.compile(r"Unable to locate package (\S+)|Package '?([^ ']+)'? has no installation")
 
 
@@ -34,11 +40,11 @@ def packages_to_tar(packages: Sequence[str], tar: Path, *, suite: str) -> None:
     command = [
         *("mmdebstrap", "--mode=root", "--variant=essential", f"--include={include}", *excluded),
         *('--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"'),
-        *('--customize-hook=rm -rf "$1"/var/lib/apt "$1"/var/cache/* "$1"/var/log/*',),
+        f'--customize-hook=cd "$1" && rm -rf {" ".join(_OF_THE_HOST)}',
         *(suite, str(tar), *(str(path) for path in apt_sources())),
     ]
     try:
-        run(command, env={"SOURCE_DATE_EPOCH": "0", "TMPDIR": str(tar.parent)})
+        run_enclosed(command, env={"SOURCE_DATE_EPOCH": "0", "TMPDIR": str(tar.parent)})
     except ProgramFailed as error:
         missing = _MISSING.search(error.reason)
         if missing is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from torpor.host.process import run
+from torpor.host.enclosure import run_enclosed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ _SUPERBLOCK: Final = struct.Struct("<4s36xQ")
 _DEVICE_BLOCK_BYTES: Final = 4096
 
 _TAR_FLAGS: Final = (
-    *("--sort=name", "--format=posix", "--numeric-owner", "--mtime=@0"),
+    *("--sort=name", "--format=posix", "--numeric-owner", "--mtime=@0", "--one-file-system"),
     "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
     *("--xattrs", "--xattrs-include=*"),
 )
@@ -43,7 +43,7 @@ def tree_to_squashfs(tree: Path, target: Path, *, owner: str | None = None) -> N
     uid, _, gid = (owner or "").partition(":")
     owners = [f"--owner={uid}", f"--group={gid}"] if owner else []
     try:
-        run(["tar", "-C", tree, *_TAR_FLAGS, *owners, "-cf", tar, "."])
+        run_enclosed(["tar", "-C", tree, *_TAR_FLAGS, *owners, "-cf", tar, "."])
         tar_to_squashfs(tar, target)
     finally:
         tar.unlink(missing_ok=True)
@@ -65,4 +65,4 @@ def is_padded(path: Path) -> bool:
 
 def tar_to_squashfs(tar: Path, target: Path) -> None:
     """Pack a tar archive in its own order. Raises ProgramFailed."""
-    run(["sh", "-c", 'exec tar2sqfs "$@" <"$0"', tar, *_SQUASHFS_FLAGS, target])
+    run_enclosed(["sh", "-c", 'exec tar2sqfs "$@" <"$0"', tar, *_SQUASHFS_FLAGS, target])
