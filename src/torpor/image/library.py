@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -22,6 +21,7 @@ import msgspec
 from torpor.errors import Conflict, Damaged, InvalidInput, NoSpace, NotFound, ProgramFailed
 from torpor.host.lock import exclusive
 from torpor.host.sparse import blake3_file
+from torpor.image.app import lay_out
 from torpor.image.packages import apt_sources, debian_suite, packages_to_tar
 from torpor.image.squashfs import is_padded, tar_to_squashfs, tree_to_squashfs
 from torpor.image.workspace import sweep_workspaces, workspace
@@ -84,14 +84,12 @@ class ImageLibrary:
     def build_app(self, spec: FunctionSpec, *, capacity_bytes: int) -> ImageInfo:
         """The app of a function: its files, padded with a hole to `capacity_bytes`.
 
-        Raises InvalidInput when the files need more.
+        Raises InvalidInput when the files need more, or are not as they were when read.
         """
         with self._workspace() as work:
             tree = work / "tree"
             (tree / "app").mkdir(parents=True)
-            for file in spec.files:
-                _place(file.source, tree / file.target.relative_to("/"))
-            _normalise(tree)
+            lay_out(spec.files, tree)
             target = work / "app.squashfs"
             tree_to_squashfs(tree, target, owner="0:0")
             size_bytes = target.stat().st_size
@@ -244,19 +242,3 @@ def _space_watched() -> Iterator[None]:
 def _key(*parts: str) -> str:
     encoded = msgspec.json.encode([_BUILDER, *parts])
     return blake3.blake3(encoded).hexdigest()
-
-
-def _place(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-    else:
-        shutil.copy(source, target)
-
-
-def _normalise(tree: Path) -> None:
-    """Modes that depend on nobody's umask: 755 for directories and programs, else 644."""
-    for path in [tree, *tree.rglob("*")]:
-        if not path.is_symlink():
-            executable = path.is_dir() or path.stat().st_mode & 0o100
-            path.chmod(0o755 if executable else 0o644)

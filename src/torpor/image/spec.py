@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from torpor.errors import InvalidInput, TorporError
-from torpor.image.toml_lines import find_line
+from torpor.errors import InvalidInput
+from torpor.image.app import find_unfit
+from torpor.image.toml_table import TomlTable
 from torpor.units import GiB, MiB, format_size, parse_name, parse_size
 
 FILE_NAME: Final = "function.toml"
 _AGENT_PORT: Final = 1024
+_PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](:[a-z0-9-]+)?")
+_MOUNTED: Final = ("dev", "proc", "run", "sys", "tmp")
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -67,206 +69,168 @@ def load_spec(directory: Path, *, name: str | None = None) -> FunctionSpec:
     """
     path = directory / FILE_NAME
     try:
-        text = path.read_text()
-        table = tomllib.loads(text)
+        table = _Table.load(path)
     except FileNotFoundError:
         raise InvalidInput(
             f"there is no {path}", hint="name a directory with a function.toml in it"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InvalidInput(f"cannot read {path}", reason=str(error)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{path} is not TOML", reason=str(error)) from None
-    spec = _Table(path, text, table, ()).function(directory, name)
-    return spec
+    return table.function(directory, name)
 
 
-class _Table:
-    """One table of the file and where it is, for error messages."""
-
-    def __init__(
-        self, path: Path, text: str, values: dict[str, Any], where: tuple[str | int, ...]
-    ) -> None:
-        self._path, self._text, self._values, self._where = path, text, values, where
+class _Table(TomlTable):
+    """A table of function.toml."""
 
     def function(self, directory: Path, name: str | None) -> FunctionSpec:
-        self._only(
+        self.only(
             *("name", "command", "port", "memory", "vcpus", "cwd"),
             *("files", "environment", "image", "warmup"),
         )
-        given = self._text_value("name", "")
+        given = self.text("name", "")
         if not name and not given:
-            raise self._error("name", "a function needs a name", missing=True)
-        image = self._table("image")
+            raise self.error("name", "a function needs a name", missing="name" not in self.values)
+        image = self.table("image")
         base_warmup = image.words("warmup", ()) if image else ()
         return FunctionSpec(
-            name=self._parsed("name", name or given, lambda text: parse_name(text)),
-            command=self.words("command", None),
+            name=parse_name(name) if name else self.parsed("name", given, parse_name),
+            command=self._command(),
             image=self._image(image, directory),
             files=self._files(directory),
             port=self._port(),
             memory_bytes=self._memory(),
-            vcpus=self._number("vcpus", 1, 1, 32),
-            cwd=self._absolute("cwd", self._text_value("cwd", "/app")),
-            environment=self._pairs("environment"),
+            vcpus=self.number("vcpus", 1, 1, 32),
+            cwd=self.absolute("cwd", self.text("cwd", "/app")),
+            environment=self.pairs("environment"),
             base_warmup=base_warmup,
             warmup=self._warmups(directory),
         )
 
-    def words(self, key: str, default: tuple[str, ...] | None) -> tuple[str, ...]:
-        """A list of strings, not empty; without `default` the key must be there."""
-        value = self._values.get(key)
-        if value is None:
-            if default is None:
-                raise self._error(key, f"{key} is missing", missing=True)
-            return default
-        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            raise self._error(key, f"{key} must be a list of strings")
-        if not value or any("\0" in word for word in value):
-            raise self._error(key, f"{key} must have at least one word and no NUL in any")
-        return tuple(value)
+    def _command(self) -> tuple[str, ...]:
+        command = self.words("command", None)
+        if not command[0]:
+            raise self.error("command", "the first word of command is a program")
+        return command
 
     def _image(self, image: _Table | None, directory: Path) -> ImageSpec:
         if image is None:
-            raise self._error("image", "there is no [image] table", missing=True)
-        image._only("packages", "rootfs", "warmup")
-        if ("packages" in image._values) == ("rootfs" in image._values):
-            raise self._error("image", "[image] needs either packages or rootfs")
-        if "packages" in image._values:
+            raise self.error("image", "there is no [image] table", missing=True)
+        image.only("packages", "rootfs", "warmup")
+        if ("packages" in image.values) == ("rootfs" in image.values):
+            raise self.error("image", "[image] needs either packages or rootfs")
+        if "packages" in image.values:
             packages = image.words("packages", None)
-            for package in packages:
-                if not package or not set(package) <= set(
-                    "abcdefghijklmnopqrstuvwxyz0123456789+-.:"
-                ):
-                    raise image._error("packages", f"{package!r} is not a Debian package's name")
+            for index, package in enumerate(packages):
+                if not _PACKAGE.fullmatch(package):
+                    raise image.error(
+                        "packages", f"{package!r} is not a Debian package's name", sub=index
+                    )
             return ImageSpec(packages=tuple(sorted(set(packages))))
-        rootfs = image._inside("rootfs", directory, image._text_value("rootfs", ""))
+        rootfs = image.inside("rootfs", directory, image.text("rootfs", ""))
         if not rootfs.is_dir():
-            raise image._error("rootfs", f"{rootfs} is not a directory")
+            raise image.error("rootfs", f"{rootfs} is not a directory")
         return ImageSpec(rootfs=rootfs)
 
     def _files(self, directory: Path) -> tuple[AppFile, ...]:
-        value = self._values.get("files", [])
+        value = self.values.get("files", [])
         if not isinstance(value, list):
-            raise self._error("files", "files must be a list")
-        return tuple(self._file(index, entry, directory) for index, entry in enumerate(value))
+            raise self.error("files", "files must be a list")
+        files: list[AppFile] = []
+        for index, entry in enumerate(value):
+            file = self._file(index, entry, directory)
+            for other in files:
+                if _clash(file, other):
+                    raise self.error(
+                        "files", f"{file.target} is also what {other.target} needs", sub=index
+                    )
+            files.append(file)
+        return tuple(files)
 
     def _file(self, index: int, entry: Any, directory: Path) -> AppFile:  # noqa: ANN401
         if isinstance(entry, str):
             entry = {"source": entry}
         if not isinstance(entry, dict):
-            raise self._error("files", "an entry of files is a path or {source, target}")
-        table = _Table(self._path, self._text, entry, (*self._where, "files", index))
-        table._only("source", "target")
-        given = table._text_value("source", "")
-        source = table._inside("source", directory, given)
+            raise self.error("files", "an entry is a path or {source, target}", sub=index)
+        table = self.inner(entry, "files", index)
+        table.only("source", "target")
+        given = table.text("source", "")
+        source = table.inside("source", directory, given)
         if not source.exists():
-            raise table._error("source", f"there is no file {given!r} in {directory}")
-        target = table._text_value("target", f"/app/{given}")
-        return AppFile(source, PurePosixPath(table._absolute("target", target)))
+            raise table.error("source", f"there is no file {given!r} in {directory}")
+        unfit = find_unfit(source, directory)
+        if unfit:
+            raise table.error("source", unfit)
+        return AppFile(source, table._target(f"/app/{given}", is_dir=source.is_dir()))
+
+    def _target(self, default: str, *, is_dir: bool) -> PurePosixPath:
+        text = self.absolute("target", self.text("target", default))
+        target = PurePosixPath("/", *(part for part in text.split("/") if part not in ("", ".")))
+        if str(target) in ("/", "/app") and not is_dir:
+            raise self.error("target", f"{text} is a directory, the source is a file")
+        if target.parts[1:2] and target.parts[1] in _MOUNTED:
+            raise self.error("target", f"the guest mounts /{target.parts[1]}: {text} is hidden")
+        return target
 
     def _warmups(self, directory: Path) -> tuple[WarmupRequest, ...]:
-        value = self._values.get("warmup")
+        value = self.values.get("warmup")
         if value is None:
             return (WarmupRequest(),)
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-            raise self._error("warmup", "warmup must be a list of requests: [[warmup]]")
-        tables = (
-            _Table(self._path, self._text, entry, (*self._where, "warmup", index))
-            for index, entry in enumerate(value)
-        )
+            raise self.error("warmup", "warmup must be a list of requests: [[warmup]]")
+        tables = (self.inner(entry, "warmup", index) for index, entry in enumerate(value))
         return tuple(table._warmup(directory) for table in tables)
 
     def _warmup(self, directory: Path) -> WarmupRequest:
-        self._only("method", "path", "headers", "body", "body_file")
-        method = self._text_value("method", "GET")
+        self.only("method", "path", "headers", "body", "body_file")
+        method = self.text("method", "GET")
         if method not in _METHODS:
-            raise self._error("method", f"method must be one of {', '.join(_METHODS)}")
-        path = self._absolute("path", self._text_value("path", "/"))
+            raise self.error("method", f"method must be one of {', '.join(_METHODS)}")
+        path = self.absolute("path", self.text("path", "/"))
+        if not re.fullmatch(r"[!-~]+", path):
+            raise self.error("path", "path must be percent-encoded: no spaces, ASCII only")
+        if "body" in self.values and "body_file" in self.values:
+            raise self.error("body_file", "a request has either a body or a body_file")
         body: bytes | None = None
-        if "body" in self._values:
-            body = self._text_value("body", "").encode()
-        if "body_file" in self._values:
-            source = self._inside("body_file", directory, self._text_value("body_file", ""))
+        if "body" in self.values:
+            body = self.text("body", "").encode()
+        if "body_file" in self.values:
+            source = self.inside("body_file", directory, self.text("body_file", ""))
             if not source.is_file():
-                raise self._error("body_file", f"there is no file {source}")
+                raise self.error("body_file", f"there is no file {source}")
             body = source.read_bytes()
-        return WarmupRequest(method, path, self._pairs("headers"), body)
+        return WarmupRequest(method, path, self._headers(), body)
+
+    def _headers(self) -> tuple[tuple[str, str], ...]:
+        pairs = self.pairs("headers")
+        for name, text in pairs:
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or set(text) & set("\r\n"):
+                raise self.error("headers", f"{name!r} cannot be a header", sub=name)
+        return pairs
 
     def _port(self) -> int:
-        port = self._number("port", 8080, 1, 65535)
+        port = self.number("port", 8080, 1, 65535)
         if port == _AGENT_PORT:
-            raise self._error("port", f"port {port} is the agent's")
+            raise self.error("port", f"port {port} is the agent's")
         return port
 
     def _memory(self) -> int:
-        text = self._text_value("memory", "256MiB")
-        size_bytes: int = self._parsed("memory", text, parse_size)
+        value = self.values.get("memory")
+        if isinstance(value, int):
+            raise self.error("memory", "memory needs a unit", hint='write it like "256MiB"')
+        text = self.text("memory", "256MiB")
+        size_bytes = self.parsed("memory", text, parse_size)
         # below 80 MiB the guest's kernel has no room to unpack itself and never speaks
         if not 96 * MiB <= size_bytes <= 64 * GiB or size_bytes % (2 * MiB):
             shown = format_size(size_bytes)
-            raise self._error(
+            raise self.error(
                 "memory", f"memory must be a multiple of 2 MiB from 96 MiB to 64 GiB, not {shown}"
             )
         return size_bytes
 
-    def _pairs(self, key: str) -> tuple[tuple[str, str], ...]:
-        value = self._values.get(key, {})
-        if not isinstance(value, dict):
-            raise self._error(key, f"{key} must be a table of strings")
-        for name, text in value.items():
-            if not isinstance(text, str) or "\0" in text or not name or "=" in name:
-                raise self._error(key, f"{key}.{name} must be a string", sub=name)
-        return tuple(value.items())
 
-    def _number(self, key: str, default: int, low: int, high: int) -> int:
-        value = self._values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self._error(key, f"{key} must be a whole number from {low} to {high}")
-        return value
-
-    def _text_value(self, key: str, default: str) -> str:
-        value = self._values.get(key, default)
-        if not isinstance(value, str) or "\0" in value:
-            raise self._error(key, f"{key} must be a string, not {type(value).__name__}")
-        return value
-
-    def _absolute(self, key: str, text: str) -> str:
-        if not text.startswith("/") or ".." in text.split("/"):
-            raise self._error(key, f"{key} must be an absolute path without '..'")
-        return text
-
-    def _inside(self, key: str, directory: Path, text: str) -> Path:
-        """A path below the function's directory that no link leads out of."""
-        path = directory / text
-        if not text or not path.resolve().is_relative_to(directory.resolve()):
-            raise self._error(key, f"{text!r} is not inside {directory}")
-        return path
-
-    def _parsed(self, key: str, text: str, parse: Any) -> Any:  # noqa: ANN401
-        try:
-            return parse(text)
-        except TorporError as error:
-            raise self._error(key, error.message, hint=error.hint) from None
-
-    def _table(self, key: str) -> _Table | None:
-        value = self._values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self._error(key, f"{key} must be a table")
-        return _Table(self._path, self._text, value, (*self._where, key))
-
-    def _only(self, *known: str) -> None:
-        for key in self._values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise self._error(key, f"unknown key {key!r}", hint=hint)
-
-    def _error(
-        self, key: str, message: str, *, hint: str = "", sub: str = "", missing: bool = False
-    ) -> InvalidInput:
-        where = (*self._where, key, *((sub,) if sub else ()))
-        line = find_line(self._text, self._where if missing else where)
-        return InvalidInput(f"{self._path}:{line}: {message}", hint=hint)
+def _clash(one: AppFile, other: AppFile) -> bool:
+    """Whether two targets are the same, or one is a file where the other needs a directory."""
+    if one.target == other.target:
+        return True
+    below = one.target in other.target.parents and one.source.is_file()
+    return below or (other.target in one.target.parents and other.source.is_file())

@@ -154,3 +154,25 @@ def test_apps_that_nobody_needs_are_collected(tmp_path: Path) -> None:
         assert place.collect_apps([apps[1]]) == [apps[0], apps[2]]
         assert {info.digest for info in place.list()} == {image.digest, apps[1]}
         assert place.collect_apps([apps[1]]) == []
+
+
+def test_files_that_changed_since_they_were_read(tmp_path: Path) -> None:
+    """An app whose file is gone, or would be written through a link, is refused with the reason."""
+    library = ImageLibrary(tmp_path / "lib")
+    source = tmp_path / "home" / "main.py"
+    source.parent.mkdir()
+    source.write_text("print()\n")
+    spec = spec_of(source)
+    gone = replace(spec, files=(AppFile(source.with_name("gone"), PurePosixPath("/app/gone")),))
+    with pytest.raises(InvalidInput, match="cannot be put to /app/gone"):
+        library.build_app(gone, capacity_bytes=APP_BYTES)
+    links = tmp_path / "home" / "links"
+    links.mkdir()
+    (links / "out").symlink_to("../..")
+    through = (
+        AppFile(links, PurePosixPath("/app")),
+        AppFile(source, PurePosixPath("/app/out/main.py")),
+    )
+    with pytest.raises(InvalidInput, match="a link leads out of the app"):
+        library.build_app(replace(spec, files=through), capacity_bytes=APP_BYTES)
+    assert [path.name for path in (tmp_path / "lib").iterdir()] == ["recipes"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from torpor.errors import InvalidInput
 from torpor.image.spec import load_spec
-from torpor.image.toml_lines import find_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +71,20 @@ def test_name_from_the_command_line(directory: Path) -> None:
         ("port = 9000", "port = true", 3, "port must be a whole number"),
         ("port = 9000", "prot = 9000", 3, "unknown key 'prot'"),
         ('"128MiB"', '"much"', 4, "not a size"),
+        ('"128MiB"', "128", 4, "memory needs a unit"),
+        ('"128MiB"', "128.5", 4, "memory must be a string"),
+        ('"128MiB"', '"128"', 4, "multiple of 2 MiB"),
+        ('"128MiB"', f'"{"9" * 400}MiB"', 4, "not a size"),
+        ("vcpus = 2", "vcpus = 2.0", 5, "vcpus must be a whole number"),
+        ('name = "echo"', "name = 1979-05-27 07:32:00", 1, "name must be a string"),
+        ('["python3", "/app/echo.py"]', '["", "x"]', 2, "is a program"),
+        ('["python3", "/app/echo.py"]', '["a", 1]', 2, "list of strings"),
+        ('["python3", "/app/echo.py"]', "[]", 2, "at least one word"),
+        ('LEVEL = "high"', '"A=B" = "x"', 9, "A=B must be a string"),
+        ('path = "/one"', 'path = "/a b"', 17, "percent-encoded"),
+        ('path = "/one"', 'headers = { A = "x\\r\\ny" }', 17, "cannot be a header"),
+        ('path = "/one"', '"body_file" = "echo.py"', 17, "either a body or a body_file"),
+        ('body = "x"', "[warmup.headers]\nB = 7", 19, "headers.B must be a string"),
         ('"128MiB"', '"3MiB"', 4, "multiple of 2 MiB"),
         ("vcpus = 2", "vcpus = 0", 5, "vcpus"),
         ('["echo.py", {', '["missing.py", {', 6, "there is no file 'missing.py'"),
@@ -128,28 +142,101 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="there is no"):
         load_spec(tmp_path)
     (tmp_path / "function.toml").write_text("name = ")
-    with pytest.raises(InvalidInput, match="is not TOML"):
+    with pytest.raises(InvalidInput, match=r"function\.toml:1: not TOML"):
         load_spec(tmp_path)
-    (tmp_path / "function.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "function.toml").unlink()
+    (tmp_path / "function.toml").mkdir()
     with pytest.raises(InvalidInput, match="cannot read"):
         load_spec(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("path", "line"),
+    ("content", "line", "words"),
     [
-        (("a",), 1),
-        (("t", "b"), 6),
-        (("t", "c"), 7),
-        (("r", 0, "x"), 10),
-        (("r", 1, "x"), 13),
-        (("r", 1), 12),
-        (("t", "unknown"), 5),
-        (("nothing",), 1),
+        (b'name = "a"\nport = 1\nname = "b"\n', 3, "Cannot overwrite a value"),
+        (b"[image]\nx = 1\n[image]\nx = 2\n", 3, "Cannot declare"),
+        (b'name = "a"\nport = = 3\n', 2, "Invalid value"),
+        (b'name = "a"\nfiles = [\n  "x",\n', 3, "not TOML"),
+        (b'name = "caf\xe9"\n', 1, "not UTF-8"),
+        (b"# text\n# more\nname = '\xff\xfe'\n", 3, "not UTF-8"),
+        (b"port = " + b"9" * 5000 + b"\n", 1, "not TOML"),
+        (b"port = " + b"[" * 5000 + b"\n", 1, "not TOML"),
     ],
 )
-def test_find_line(path: tuple[str | int, ...], line: int) -> None:
-    """Lines of keys in tables, arrays of tables and after values of several lines."""
-    text = 'a = [\n  "[t]",\n  "b = 1",\n]\n[t]\nb = 1\nc = """\nb = 2"""\n'
-    text += "[[r]]\nx = 1\n\n[[r]]\nx = 2\n"
-    assert find_line(text, path) == line
+def test_what_is_no_toml_names_the_line(
+    tmp_path: Path, content: bytes, line: int, words: str
+) -> None:
+    """Duplicate keys, broken syntax and bytes that are no text: the line at which it goes wrong."""
+    (tmp_path / "function.toml").write_bytes(content)
+    with pytest.raises(InvalidInput) as caught:
+        load_spec(tmp_path)
+    assert f"function.toml:{line}: " in caught.value.message
+    assert words in caught.value.message
+
+
+FILES = """\
+name = "echo"
+command = ["python3", "/app/echo.py"]
+files = [
+  "echo.py",
+  # the next one is the one
+  ENTRY,
+]
+[image]
+packages = ["python3"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('"missing.py"', "there is no file 'missing.py'"),
+        ('{ source = "missing.py" }', "there is no file 'missing.py'"),
+        ('"/etc/hostname"', "is not inside"),
+        ('"HERE/echo.py"', "is not inside"),
+        ('"sub/../echo.py"', "is not inside"),
+        ('".."', "is not inside"),
+        ('""', "is not inside"),
+        ('"out.py"', "'out.py' is not inside"),
+        ('"loop"', "loop"),
+        (f'"{"n" * 300}"', "too long"),
+        ('"links"', "link links/deep/out -> ../../../other is not inside"),
+        ('"absolute"', "link absolute/etc -> /etc is not inside"),
+        ('"special"', "special/pipe is neither a file nor a directory"),
+        ("7", "an entry is a path"),
+        ('["echo.py"]', "an entry is a path"),
+        ("{ source = 3 }", "source must be a string"),
+        ('{ source = "echo.py", mode = 3 }', "unknown key 'mode'"),
+        ('{ source = "echo.py", target = "x" }', "absolute path"),
+        ('{ source = "echo.py", target = "/a/../b" }', "absolute path"),
+        ('{ source = "echo.py", target = "/" }', "is a directory"),
+        ('{ source = "echo.py", target = "//app/" }', "is a directory"),
+        ('{ source = "echo.py", target = "/run/x" }', "the guest mounts /run"),
+        ('"echo.py"', "is also what"),
+        ('{ source = "sub", target = "/app/echo.py/x" }', "is also what"),
+    ],
+)
+def test_files_that_do_not_fit(directory: Path, entry: str, words: str) -> None:
+    """Each unfit entry of a list over several lines is named with its own line."""
+    for name in ("sub", "links/deep", "absolute", "special"):
+        (directory / name).mkdir(parents=True)
+    (directory / "out.py").symlink_to(directory.parent / "other.py")
+    (directory / "loop").symlink_to("loop")
+    (directory / "links" / "deep" / "out").symlink_to("../../../other")
+    (directory / "absolute" / "etc").symlink_to("/etc")
+    os.mkfifo(directory / "special" / "pipe")
+    text = FILES.replace("ENTRY", entry.replace("HERE", str(directory)))
+    (directory / "function.toml").write_text(text)
+    with pytest.raises(InvalidInput) as caught:
+        load_spec(directory)
+    assert "function.toml:6: " in caught.value.message
+    assert words in caught.value.message
+
+
+def test_links_inside_are_kept(directory: Path) -> None:
+    """A link that stays in the function's directory may be among its files."""
+    (directory / "sub").mkdir()
+    (directory / "sub" / "main.py").symlink_to("../echo.py")
+    (directory / "sub" / "other").symlink_to("main.py")
+    (directory / "function.toml").write_text(FILES.replace("ENTRY", '"sub"'))
+    assert [str(file.target) for file in load_spec(directory).files] == ["/app/echo.py", "/app/sub"]
