@@ -79,7 +79,9 @@ def check_allocation(fields: Mapping[str, str], registry: SlotRegistry) -> list[
 def _names(fields: Mapping[str, str], path: Path) -> dict[str, str]:
     exists = is_namespace(path)
     given = Path(fields["NamespacePath"])
-    same = exists and given.exists() and given.samefile(path)
+    same = False
+    with contextlib.suppress(OSError):  # no such path, or one that cannot be
+        same = exists and given.samefile(path)
     return {
         "NamespaceName": path.name if exists else ABSENT,
         "NamespacePath": fields["NamespacePath"] if same else str(path) if exists else ABSENT,
@@ -113,9 +115,9 @@ def _inside_values(fields: Mapping[str, str], inside: _Side) -> dict[str, str]:
 def _translated(fields: Mapping[str, str], rules: str) -> str:
     """The clone IP if the namespace translates it to the guest and back."""
     clone, guest = fields["CloneIP"], fields["ContainerIP"]
-    both = f"ip daddr {clone} dnat to {guest}" in rules and (
-        f"ip saddr {guest} snat to {clone}" in rules
-    )
+    lines = [f"{line.strip()} " for line in rules.splitlines()]
+    wanted = (f"ip daddr {clone} dnat to {guest} ", f"ip saddr {guest} snat to {clone} ")
+    both = all(any(words in line for line in lines) for words in wanted)
     return clone if both else f"{ABSENT}: no translation to {guest}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import socket
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from host.net.tap_guest import tap_guest
-from torpor.errors import HostUnfit, InvalidInput, NotFound
+from torpor.errors import HostUnfit, NotFound
 from torpor.host.netns import in_namespace
 from torpor.host.process import run
 from torpor.net import apply
@@ -272,19 +274,53 @@ def test_pool_gives_prepared_slots(tmp_path: Path, home: Path) -> None:
     assert registry.list() == []
 
 
-def test_ancestor_line_as_it_stands() -> None:
-    """The ancestor's line, with its own names, is read; a line that lacks a field is refused."""
-    line = (
-        'time="2022-11-28T13:07:04.305Z" level=debug msg="Allocated a new network config"'
-        " CloneIP=172.18.0.3 ContainerCIDR=172.16.0.2/24 ContainerIP=172.16.0.2"
-        " GatewayIP=172.16.0.1 HostDevName=tap0 NamespaceName=uvmns2"
-        " NamespacePath=/var/run/netns/uvmns2 Veth0CIDR=172.17.0.6/30 Veth0Name=veth2-0"
-        " Veth1CIDR=172.17.0.5/30 Veth1Name=veth2-1 funcID=2"
-    )
-    fields = parse_log_line(line)
-    assert fields["NamespacePath"] == "/var/run/netns/uvmns2"
-    assert list(fields) == list(FIELDS)
-    with pytest.raises(InvalidInput, match="no Veth1Name"):
-        parse_log_line(line.replace("Veth1Name=veth2-1", ""))
-    with pytest.raises(InvalidInput, match="twice"):
-        parse_log_line(f"{line} funcID=3")
+def test_allocation_is_logged_as_by_the_ancestor(
+    registry: SlotRegistry, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both lines of the ancestor: the allocation, and the tap with gateway and namespace."""
+    caplog.set_level(logging.DEBUG, "torpor.net")
+    slot = registry.allocate(home, "hello-1")
+    try:
+        logged = "\n".join(f"2026-01-01 00:00:00,1 level=INFO {line}" for line in caplog.messages)
+        assert wrong_fields(slot, registry, **parse_log_line(logged)) == set()
+        (tap,) = [line for line in caplog.messages if "Creating tap" in line]
+        assert tap.endswith(
+            'level=debug msg="Creating tap for virtual network"'
+            f" IP gateway=172.16.0.1/24 namespace=torpor-{slot.number} tap=tap0"
+        )
+    finally:
+        registry.release_instance(home, "hello-1")
+
+
+def test_net_check_of_a_log_line(slot: Slot, home: Path, tmp_path: Path) -> None:
+    """The command says each field, exits 1 on any difference and 2 for what is no such line."""
+    line = allocation_line(slot.addresses, "hello-1")
+    elsewhere = line.replace("/run/netns/", "/var/run/netns/")
+
+    def check(text: str) -> tuple[int, dict[str, bool]]:
+        words = ["--home", home, "net", "check", "--json", "--log-line", text]
+        environ = {**os.environ, "TORPOR_RUNTIME_DIR": str(tmp_path / "run")}
+        answer = subprocess.run(
+            [Path(sys.executable).with_name("torpor"), *words],
+            capture_output=True,
+            text=True,
+            env=environ,
+            check=False,
+        )
+        rows = json.loads(answer.stdout) if answer.stdout else []
+        return answer.returncode, {row["field"]: row["ok"] for row in rows}
+
+    assert check(elsewhere) == (0, dict.fromkeys(FIELDS, True))
+    code, fields = check(line.replace("tap0", "tap1"))
+    assert code == 1
+    assert {name for name, ok in fields.items() if not ok} >= {"HostDevName", "GatewayIP"}
+    assert check(line.replace("GatewayIP=", "GatewayIP "))[0] == 2
+
+
+def test_translation_to_an_address_with_more_digits(slot: Slot, registry: SlotRegistry) -> None:
+    """A translation to 172.16.0.20 is none to 172.16.0.2."""
+    rules = apply.rules(slot.addresses).replace("dnat to 172.16.0.2", "dnat to 172.16.0.20")
+    path = slot.addresses.namespace_path
+    inside(slot, "nft", "flush", "ruleset")
+    in_namespace(path, lambda: run(["nft", "-f", "-"], input_bytes=rules.encode()))
+    assert wrong_fields(slot, registry) == {"CloneIP"}
