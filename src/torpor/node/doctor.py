@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from torpor.errors import TorporError
 from torpor.host import cpu, pagemap
 from torpor.host.process import run
 from torpor.image.kernel import load_boot
+from torpor.net import apply
+from torpor.net.addresses import addresses_of
 from torpor.units import GiB, format_size
 
 if TYPE_CHECKING:
@@ -22,12 +25,22 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warning", "failure"]
 
+_OLDEST: Final = (5, 6)
+"""The first Linux with all system calls that torpor makes: openat2(2), pidfd_open(2)."""
 _SETUP: Final = "run `make setup`, or install it with apt-get"
+_SLOW: Final = "guests run several times slower than under KVM"
+_VIRTUALISATION: Final = frozenset({"vmx", "svm"})
+_LIMITS: Final = (
+    ("open files", resource.RLIMIT_NOFILE, 1024, "-n"),
+    ("processes", resource.RLIMIT_NPROC, 1024, "-u"),
+    ("file size", resource.RLIMIT_FSIZE, 64 * GiB, "-f"),
+)
 _PROGRAMS: Final = {
     "ip": "iproute2",
     "nft": "nftables",
     "conntrack": "conntrack",
-    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
     "mmdebstrap": "mmdebstrap",
     "tar2sqfs": "squashfs-tools-ng",
     "mke2fs": "e2fsprogs",
@@ -55,19 +68,18 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         check_root(os.geteuid()),
         check_kernel(os.uname().release, has_scan=pagemap.has_scan_ioctl()),
-        check_accelerator(settings, cpu.flags(), kvm=Path("/dev/kvm").exists()),
-        check_qemu(lambda: run([settings.qemu, "-M", "help"], timeout_s=20)),
+        check_processor(os.uname().machine, cpu.flags()),
+        check_accelerator(settings.accelerator, cpu.flags(), Path("/dev/kvm")),
+        check_qemu(lambda *words: run([settings.qemu, *words], timeout_s=20)),
         _check_guest_kernel(settings),
+        check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
         check_device(Path("/dev/net/tun"), "tun", "modprobe tun", needed=True),
-        check_device(
-            Path("/dev/fuse"), "fuse", "modprobe fuse; later versions need it", needed=False
-        ),
-        check_rules(lambda: run(["nft", "list", "tables"], timeout_s=20)),
+        check_rules(_try_rules),
         *check_programs(shutil.which),
-        check_space("home", settings.home, _free(settings.home)),
-        check_space("boot_dir", settings.boot_dir, _free(settings.boot_dir)),
+        check_space("home", settings.home),
+        check_space("boot_dir", settings.boot_dir),
         check_memory(_available_bytes()),
-        check_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        *check_limits(lambda kind: resource.getrlimit(kind)[0]),
     ]
 
 
@@ -79,7 +91,10 @@ def check_root(user: int) -> Finding:
 
 
 def check_kernel(release: str, *, has_scan: bool) -> Finding:
-    """Old kernels work, their pauses are longer."""
+    """Before 6.7 pauses are longer, before `_OLDEST` nothing works."""
+    version = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    if version < _OLDEST:
+        return Finding("kernel", "failure", release, "torpor needs Linux 5.6 or later")
     if has_scan:
         return Finding("kernel", "ok", f"{release}, has PAGEMAP_SCAN")
     return Finding(
@@ -90,43 +105,66 @@ def check_kernel(release: str, *, has_scan: bool) -> Finding:
     )
 
 
-def check_accelerator(settings: Settings, flags: frozenset[str], *, kvm: bool) -> Finding:
-    """KVM only where the CPU shows it: /dev/kvm may open where no guest can run."""
-    able = bool(flags & {"vmx", "svm"})
-    if settings.accelerator == "tcg" or not able:
-        why = "set" if settings.accelerator == "tcg" else "the CPU flags show neither vmx nor svm"
-        status: Status = "failure" if settings.accelerator == "kvm" else "warning"
-        return Finding("accelerator", status, f"TCG, {why}", "guests run several times slower")
-    if not kvm:
-        return Finding("accelerator", "warning", "TCG, there is no /dev/kvm", "modprobe kvm")
+def check_processor(architecture: str, flags: frozenset[str]) -> Finding:
+    """Guests are x86_64; the flags vmx or svm say whether the processor can run them itself."""
+    if architecture != "x86_64":
+        return Finding("cpu", "failure", architecture, "torpor runs on x86_64 only")
+    able = sorted(flags & _VIRTUALISATION)
+    if able:
+        return Finding("cpu", "ok", f"x86_64 with {', '.join(able)}")
+    return Finding(
+        "cpu",
+        "warning",
+        "x86_64, its flags show neither vmx nor svm",
+        "enable virtualisation in the firmware, or nested virtualisation where this is a VM",
+    )
+
+
+def check_accelerator(setting: str, flags: frozenset[str], device: Path) -> Finding:
+    """Which accelerator guests get. /dev/kvm may open where no guest can run: flags decide."""
+    if setting == "tcg":
+        return Finding("accelerator", "warning", "TCG, as set", _SLOW)
+    unusable = "" if flags & _VIRTUALISATION else "the CPU flags show neither vmx nor svm"
+    unusable = unusable or ("" if device.exists() else f"there is no {device}")
+    if unusable and setting == "kvm":
+        return Finding(
+            "accelerator", "failure", f"KVM is set, but {unusable}", "set auto or tcg, or mend that"
+        )
+    if unusable:
+        return Finding("accelerator", "warning", f"TCG: {unusable}", _SLOW)
+    problem = _problem_with(device)
+    if problem:
+        return Finding("accelerator", "failure", problem, "mend that, or set the accelerator tcg")
     return Finding("accelerator", "ok", "KVM")
 
 
-def check_qemu(ask: Callable[[], str]) -> Finding:
+def check_qemu(ask: Callable[..., str]) -> Finding:
     """QEMU must be there and know the microvm machine."""
     try:
-        machines = ask()
+        version = ask("--version").partition("\n")[0]
+        machines = ask("-M", "help")
     except TorporError as error:
         return Finding("qemu", "failure", str(error), _SETUP)
     if "microvm" not in machines:
-        return Finding("qemu", "failure", "it has no microvm machine", "install qemu-system-x86")
-    return Finding("qemu", "ok", "has the microvm machine")
+        return Finding("qemu", "failure", f"{version}: no microvm machine", _SETUP)
+    return Finding("qemu", "ok", version)
 
 
 def check_device(path: Path, name: str, advice: str, *, needed: bool) -> Finding:
-    """A device node."""
-    if path.exists():
+    """A device node, which opens only if its driver is there."""
+    problem = _problem_with(path)
+    if not problem:
         return Finding(name, "ok", str(path))
-    return Finding(name, "failure" if needed else "warning", f"there is no {path}", advice)
+    return Finding(name, "failure" if needed else "warning", problem, advice)
 
 
 def check_rules(ask: Callable[[], str]) -> Finding:
-    """nftables must work in this kernel."""
+    """nft must be there, and the kernel must have what a slot's rules use."""
     try:
         ask()
     except TorporError as error:
-        return Finding("nftables", "failure", str(error), "the kernel needs nf_tables")
-    return Finding("nftables", "ok", "works")
+        return Finding("nftables", "failure", str(error), "install nftables; modprobe nf_tables")
+    return Finding("nftables", "ok", "takes the rules of a network slot")
 
 
 def check_programs(which: Callable[[str], str | None]) -> list[Finding]:
@@ -139,11 +177,18 @@ def check_programs(which: Callable[[str], str | None]) -> list[Finding]:
     ]
 
 
-def check_space(name: str, path: Path, free_bytes: int) -> Finding:
-    """Snapshots and images need room."""
+def check_space(name: str, path: Path) -> Finding:
+    """Snapshots and images need room, and a directory that can be written."""
+    advice = "free some space, or set another directory"
+    there = path.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Finding(name, "failure", f"{there} is not a directory that can be written", advice)
+    free_bytes = shutil.disk_usage(there).free
     found = f"{format_size(free_bytes)} free at {path}"
     if free_bytes < GiB:
-        return Finding(name, "failure", found, "free some space, or set another directory")
+        return Finding(name, "failure", found, advice)
     if free_bytes < 5 * GiB:
         return Finding(name, "warning", found, "a few functions will fill it")
     return Finding(name, "ok", found)
@@ -157,11 +202,19 @@ def check_memory(available_bytes: int) -> Finding:
     return Finding("memory", "ok", found)
 
 
-def check_limit(open_files: int) -> Finding:
-    """Each instance takes a few descriptors."""
-    if open_files < 1024:
-        return Finding("open files", "warning", f"at most {open_files}", "raise `ulimit -n`")
-    return Finding("open files", "ok", f"at most {open_files}")
+def check_limits(limit: Callable[[int], int]) -> list[Finding]:
+    """Each instance takes descriptors and threads, and has files as large as its memory."""
+    findings = []
+    for name, kind, wanted, option in _LIMITS:
+        value = limit(kind)
+        if value == resource.RLIM_INFINITY or value >= wanted:
+            shown = "unlimited" if value == resource.RLIM_INFINITY else f"at most {value}"
+            findings.append(Finding(name, "ok", shown))
+        else:
+            findings.append(
+                Finding(name, "warning", f"at most {value}", f"raise `ulimit {option}`")
+            )
+    return findings
 
 
 def _check_guest_kernel(settings: Settings) -> Finding:
@@ -171,10 +224,18 @@ def _check_guest_kernel(settings: Settings) -> Finding:
         return Finding("guest kernel", "failure", str(error), "run `torpor kernel install`")
 
 
-def _free(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+def _problem_with(device: Path) -> str:
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{device}: {error.strerror}"
+    return ""
+
+
+def _try_rules() -> str:
+    """Let the kernel check a slot's rules without applying them."""
+    rules = apply.rules(addresses_of(0)).encode()
+    return run(["nft", "--check", "-f", "-"], input_bytes=rules, timeout_s=20)
 
 
 def _available_bytes() -> int:
