@@ -19,6 +19,7 @@ pytestmark = pytest.mark.host
 
 ROOT = Path(__file__).parents[2]
 CACHE = os.environ.get("TORPOR_CACHE", "/var/cache/torpor")
+BOOT_DIR = os.environ.get("TORPOR_BOOT_DIR", "/var/cache/torpor/boot")
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def clone(tmp_path: Path) -> Path:
 @pytest.fixture
 def environ() -> dict[str, str]:
     """The environment of the tests with their cache, so that nothing is downloaded again."""
-    return {**os.environ, "TORPOR_CACHE": CACHE}
+    return {**os.environ, "TORPOR_CACHE": CACHE, "TORPOR_BOOT_DIR": BOOT_DIR}
 
 
 def set_up(clone: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:

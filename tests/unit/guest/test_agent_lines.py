@@ -8,6 +8,8 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from torpor.image.agent import LINE_BYTES, ErrorReply, OkReply, decode_reply
 
@@ -166,3 +168,76 @@ def test_client_that_vanishes_leaves_the_agent_usable(agent: RunningAgent, tmp_p
         assert reply == OkReply(())
         while isinstance(ask(connection, b"run arg=/bin/true\n"), ErrorReply):
             assert is_pong(ask(connection, b"ping\n"))
+
+
+def test_pending_awaits_give_way(agent: RunningAgent) -> None:
+    """Clients that wait for a port, there or gone, never keep a new one out; the idle go first."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(agent.connect())
+        assert isinstance(ask(first, b"start arg=sleep arg=1000 port=1\n"), OkReply)
+        for number in range(CONNECTIONS_MAX):
+            waiting = stack.enter_context(agent.connect())
+            waiting.sendall(b"await port=1 timeout_ms=3600000\n")
+            if number % 2:
+                waiting.shutdown(socket.SHUT_WR)
+        assert first.recv(1) == b""
+        for _ in range(3):
+            with agent.connect() as connection:
+                assert is_pong(ask(connection, b"ping\n"))
+
+
+def test_tasks_are_bounded_and_answered(agent: RunningAgent, tmp_path: Path) -> None:
+    """With all tasks under way one more is refused, pings are answered, and then each is."""
+    gates = [tmp_path / f"gate-{number}" for number in range(2)]
+    for gate in gates:
+        os.mkfifo(gate)
+    hook = agent.root / "etc/torpor/wake.d/10-wait"
+    hook.parent.mkdir(parents=True)
+    hook.write_text(f"#!/bin/sh\nread line < {gates[1]}\n")
+    hook.chmod(0o755)
+    wake = b"wake time_ns=1 entropy=" + b"00" * 32 + b" hostname=h instance=i\n"
+    with agent.connect() as slow, agent.connect() as waking, agent.connect() as quick:
+        slow.sendall(f"run arg=/bin/cat arg={gates[0]}\n".encode())
+        waking.sendall(wake)
+        refused = ask(quick, wake)
+        assert isinstance(refused, ErrorReply)
+        assert "under way" in refused.message
+        quick.sendall(b"sync\n" * 50 + b"ping\n")
+        assert [read_reply(quick) for _ in range(50)] == [OkReply(())] * 50
+        assert is_pong(read_reply(quick))
+        for gate in gates:
+            with gate.open("w") as opened:
+                opened.write("go\n")
+        assert read_reply(slow) == OkReply((("status", b"0"),))
+        assert isinstance(read_reply(waking), OkReply)
+
+
+def test_client_that_reads_nothing_holds_up_nobody(agent: RunningAgent) -> None:
+    """Endless requests without reading a reply: that connection stalls, the others do not."""
+    with agent.connect() as deaf, agent.connect() as other:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(0.2)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                deaf.sendall(b"nonsense\n" * 5000)
+        for _ in range(20):
+            assert is_pong(ask(other, b"ping\n"))
+
+
+@given(st.lists(st.binary(max_size=300) | st.just(b"x" * LINE_BYTES), max_size=8), st.booleans())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_bytes_leave_the_agent_usable(
+    agent: RunningAgent, pieces: list[bytes], half_closed: bool
+) -> None:
+    """Whatever a client sends, cut anywhere: one reply a line, the end, and the agent goes on."""
+    text = b"\n".join(pieces)
+    with agent.connect() as connection:
+        connection.sendall(text)
+        if half_closed:
+            connection.shutdown(socket.SHUT_WR)
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert received.count(b"\n") == text.count(b"\n")
+    with agent.connect() as connection:
+        assert is_pong(ask(connection, b"ping\n"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -160,3 +162,24 @@ def test_stop_leaves_a_clean_disk(guest: Guest, app: Path) -> None:
     assert checked.returncode == 0, checked.stdout
     assert "journal" not in checked.stdout
     assert "wrong" not in checked.stdout
+
+
+def test_garbage_leaves_the_guest_usable(guest: Guest, app: Path) -> None:
+    """Garbage, overlong lines, half-closed and many connections: function and agent go on."""
+    attach(app, guest)
+    address = ("127.0.0.1", guest.agent_port)
+    with guest.client() as client:
+        start(guest, client)
+    pieces = (b"x" * 70_000, b"\0\xff\n", b"run arg=%zz\nping", b"ping\n")
+    with contextlib.ExitStack() as stack:
+        for number in range(40):
+            connection = stack.enter_context(socket.create_connection(address, timeout=20))
+            connection.sendall(pieces[number % 4])
+            if number % 3 == 0:
+                connection.shutdown(socket.SHUT_WR)
+        with guest.client() as client:
+            assert client.stats().function == "running"
+    assert guest.ask("cat /srv/of-app") == "app"
+    with guest.client() as client:
+        wake(client)
+        client.sync()

@@ -2,8 +2,9 @@
  *
  * A connection has at most one request under way; what it sent after that stays unread until the
  * reply is out. A line longer than LINE_BYTES is skipped and answered by an error. When all places
- * are taken, the connection that has been idle for longest gives way: its other end may have been
- * gone since before the snapshot that this guest woke from.
+ * are taken, the connection that has been idle for longest gives way, then the one that has waited
+ * for a port for longest: its other end may have been gone since before the snapshot that this
+ * guest woke from.
  */
 #include "guest.h"
 
@@ -19,6 +20,7 @@
 #include <unistd.h>
 
 #define CONNECTIONS_MAX 16
+_Static_assert(TASKS_MAX < CONNECTIONS_MAX, "tasks must not take all places");
 #define POLL_INTERVAL_MS 20
 
 struct connection {
@@ -124,6 +126,7 @@ static void handle_line(struct connection *connection, char *line)
     char problem[128];
 
     connection->busy = true;
+    connection->used_ms = now_ms();
     if (parse_request(line, &request, problem, sizeof problem))
         handle_request(connection->id, &request);
     else
@@ -207,7 +210,17 @@ static short wanted_events(const struct connection *connection)
     return (short)((reads ? POLLIN : 0) | (connection->out_bytes ? POLLOUT : 0));
 }
 
-/* A free place, made by dropping the longest idle connection if need be; NULL if all are busy. */
+/* Whether `one` is to give way rather than `other`: the idle before those that wait for a port, to
+ * whom a lost reply costs nothing but asking again; then the one that was used longer ago. */
+static bool yields_before(const struct connection *one, const struct connection *other)
+{
+    if (!other || one->busy != other->busy)
+        return !other || !one->busy;
+    return one->used_ms < other->used_ms;
+}
+
+/* A free place, made by dropping a connection if need be. Tasks are fewer than places, so there is
+ * always one that may go. */
 static struct connection *make_place(void)
 {
     struct connection *oldest = NULL;
@@ -216,7 +229,7 @@ static struct connection *make_place(void)
         struct connection *connection = &connections[i];
         if (!connection->id)
             return connection;
-        if (!connection->busy && (!oldest || connection->used_ms < oldest->used_ms))
+        if ((!connection->busy || connection->await_port) && yields_before(connection, oldest))
             oldest = connection;
     }
     if (oldest)
