@@ -9,6 +9,7 @@ from typing import Any
 
 PATH = Path(os.environ.get("LEDGER", "/var/lib/ledger/ledger.db"))
 LARGEST_BODY = 64 * 1024
+LARGEST_AMOUNT = 2**31  # so that four billion rows can be summed up
 
 
 def connect() -> sqlite3.Connection:
@@ -42,16 +43,17 @@ class Ledger(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Add {"amount": whole number, "note": text} in one transaction."""
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > LARGEST_BODY:
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isdecimal() or int(length) > LARGEST_BODY:
             self.close_connection = True
-            self.answer(413, {"error": "the body is too large"})
+            self.answer(413, {"error": f"the body must have at most {LARGEST_BODY} bytes"})
             return
         try:
-            row = json.loads(self.rfile.read(length))
+            row = json.loads(self.rfile.read(int(length)))
             amount, note = row["amount"], str(row.get("note", ""))
-            if not isinstance(amount, int):
-                raise TypeError("amount must be a whole number")
+            note.encode()  # JSON may escape half a character, which no database takes
+            if type(amount) is not int or abs(amount) > LARGEST_AMOUNT:
+                raise TypeError("amount must be a whole number of at most 32 bits")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.answer(400, {"error": f"send {{amount, note}} as JSON: {error}"})
             return

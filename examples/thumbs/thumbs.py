@@ -34,13 +34,13 @@ class Thumbs(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Resize the body."""
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > LARGEST_BODY:
+        length = self.headers.get("Content-Length") or "0"
+        if not length.isdecimal() or int(length) > LARGEST_BODY:
             self.close_connection = True
             self.answer(413, "text/plain", b"the picture is too large\n")
             return
         try:
-            picture = Image.open(io.BytesIO(self.rfile.read(length)))
+            picture = Image.open(io.BytesIO(self.rfile.read(int(length))))
             picture.load()
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             self.answer(400, "text/plain", f"not a picture: {error}\n".encode())
