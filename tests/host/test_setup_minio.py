@@ -1,0 +1,494 @@
+"""`setup_minio.sh local` with the real MinIO and mc, on loopback, in fresh directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+import pytest
+from obstore.store import S3Store
+
+from fixtures.minio import BINARY
+from fixtures.setup_minio import MC, SetupMinio, is_running, values_in
+from torpor.config import load_settings
+from torpor.errors import ObjectConflict, ObjectMissing
+from torpor.store.interface import Absent, Etag
+from torpor.store.stack import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.minio, pytest.mark.host]
+READY_WITHIN_S = 90.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> None:
+    for program in (BINARY, MC):
+        if not program.exists():
+            pytest.skip(f"there is no {program}; `make setup-test` builds it")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetupMinio]:
+    """A store that was set up once, for tests that leave it working."""
+    setup = SetupMinio(tmp_path_factory.mktemp("setup-minio"))
+    setup.must()
+    yield setup
+    setup.must("--stop")
+    assert setup.pid is None
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[SetupMinio]:
+    """A home with nothing in it; whatever a test starts there is stopped."""
+    setup = SetupMinio(tmp_path / "home")
+    yield setup
+    setup.must("--stop")
+    assert setup.pid is None
+
+
+@pytest.fixture
+def key(store: SetupMinio) -> dict[str, str]:
+    """The TORPOR_* variables that the store's node lines set."""
+    return values_in((store.home / "keys" / "torpor" / "prod" / "torpor.env").read_text())
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    """Look until a condition holds."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in time"
+        time.sleep(0.1)
+
+
+def files_below(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of what the script keeps: all files but the server's own data."""
+    return {
+        str(path.relative_to(directory)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+        for path in directory.rglob("*")
+        if path.is_file() and path.relative_to(directory).parts[0] not in ("data", "mc")
+    }
+
+
+def test_printed_lines_open_a_working_store(store: SetupMinio) -> None:
+    """What the script prints is all that torpor needs to put, replace, read, list and delete."""
+    lines = store.must().stdout
+    settings = load_settings(environ=values_in(lines))
+    opened = open_store(settings)
+    etag = opened.put("refs/one", b"first", condition=Absent())
+    with pytest.raises(ObjectConflict):
+        opened.put("refs/one", b"other", condition=Absent())
+    opened.put("refs/one", b"second", condition=Etag(etag))
+    with pytest.raises(ObjectConflict):
+        opened.put("refs/one", b"third", condition=Etag(etag))
+    assert opened.get("refs/one", limit_bytes=100)[0] == b"second"
+    assert opened.get_range("refs/one", 2, 3) == b"con"
+    opened.put_stream("packs/big", (bytes([number]) * 9_000_000 for number in range(3)))
+    assert opened.head("packs/big").size_bytes == 27_000_000
+    assert [info.key for info in opened.list("")] == ["packs/big", "refs/one"]
+    for name in ("refs/one", "packs/big"):
+        opened.delete(name)
+    with pytest.raises(ObjectMissing):
+        opened.head("refs/one")
+
+
+def test_second_run_changes_nothing(store: SetupMinio) -> None:
+    """A second run keeps process, secrets, files and server state, and says so."""
+    before, pid = files_below(store.home), store.pid
+    root = [store.mc("ilm", "rule", "export", "it/torpor"), store.mc("admin", "user", "list", "it")]
+    first = store.must()
+    second = store.must()
+    assert "nothing changed" in second.stderr
+    assert " changed:" not in second.stderr
+    assert first.stdout == second.stdout
+    assert files_below(store.home) == before
+    assert store.pid == pid
+    assert root == [
+        store.mc("ilm", "rule", "export", "it/torpor"),
+        store.mc("admin", "user", "list", "it"),
+    ]
+
+
+def test_secrets_are_for_their_owner_only(store: SetupMinio) -> None:
+    """No file with a secret, and no directory of keys, can be read by others or seen in ps."""
+    secrets = [
+        value
+        for file in (store.home / "root.env", store.home / "keys/torpor/prod/torpor.env")
+        for name, value in values_in(file.read_text()).items()
+        if "PASSWORD" in name or "SECRET" in name
+    ]
+    assert len(secrets) == 2
+    assert all(len(secret) >= 32 for secret in secrets)
+    for name, (mode, content) in files_below(store.home).items():
+        if any(secret.encode() in content for secret in secrets):
+            assert mode == 0o600, name
+    assert stat.S_IMODE((store.home / "keys").stat().st_mode) == 0o700
+    assert stat.S_IMODE((store.home / "data").stat().st_mode) == 0o700
+    command_line = Path(f"/proc/{store.pid}/cmdline").read_bytes()
+    assert not any(secret.encode() in command_line for secret in secrets)
+
+
+@pytest.mark.parametrize("outside", ["prod-two/x", "prodx", "other/x", "x"])
+def test_key_reaches_nothing_outside_its_prefix(
+    store: SetupMinio, key: dict[str, str], outside: str
+) -> None:
+    """With the key, every request for an object beside the prefix is denied."""
+    store.mc("pipe", f"it/torpor/{outside}", data="secret")
+    bucket = bucket_of(key)
+    denied = obstore.exceptions.PermissionDeniedError
+    with pytest.raises(denied):
+        obstore.get(bucket, outside)
+    with pytest.raises(denied):
+        obstore.put(bucket, outside, b"mine", use_multipart=False)
+    with pytest.raises(denied):
+        obstore.put(bucket, outside, b"x" * 12_000_000, chunk_size=6_000_000)
+    # deletes travel in bulk: the refusal stands in the answer, so what counts is what is left
+    with pytest.raises(obstore.exceptions.BaseError):
+        obstore.delete(bucket, outside)
+    assert store.mc("cat", f"it/torpor/{outside}") == "secret"
+    store.mc("rm", f"it/torpor/{outside}")
+
+
+def test_key_cannot_make_an_object_of_the_prefix_itself(
+    store: SetupMinio, key: dict[str, str]
+) -> None:
+    """An object with the prefix's own name would hide in MinIO's lists all that is below it."""
+    with pytest.raises(obstore.exceptions.PermissionDeniedError):
+        obstore.put(bucket_of(key), "prod", b"x", use_multipart=False)
+    assert store.ask_mc("stat", "it/torpor/prod").returncode != 0
+
+
+def test_key_lists_its_prefix_only(store: SetupMinio, key: dict[str, str]) -> None:
+    """The key lists below its prefix; buckets, the bucket and sibling prefixes are denied."""
+    store.mc("pipe", "it/torpor/prod-two/x", data="x")
+    store.mc("pipe", "it/torpor/prod/x", data="x")
+    store.mc("mb", "it/elsewhere")
+    assert json.loads(store.mc("--json", "ls", "it/torpor/prod/", key=key))["key"] == "x"
+    for place in ("it", "it/torpor/", "it/torpor/prod", "it/torpor/prod-two/", "it/elsewhere/"):
+        assert "Access Denied" in store.ask_mc("ls", place, key=key).stderr, place
+    assert store.ask_mc("admin", "user", "list", "it", key=key).returncode != 0
+    assert store.ask_mc("version", "suspend", "it/torpor", key=key).returncode != 0
+    store.mc("rb", "--force", "it/elsewhere")
+    store.mc("rm", "--recursive", "--force", "it/torpor/")
+
+
+def test_key_cannot_remove_old_versions(store: SetupMinio, key: dict[str, str]) -> None:
+    """What a node replaces or deletes, it cannot make unrecoverable."""
+    target = "it/torpor/prod/precious"
+    store.mc("pipe", target, key=key, data="old")
+    store.mc("rm", target, key=key)
+    versions = [
+        json.loads(line) for line in store.mc("--json", "ls", "--versions", target).splitlines()
+    ]
+    assert [version["isDeleteMarker"] for version in versions] == [True, False]
+    for version in versions:
+        refused = store.ask_mc("rm", "--version-id", version["versionId"], target, key=key)
+        assert refused.returncode != 0
+    assert store.mc("cat", "--version-id", versions[1]["versionId"], target) == "old"
+
+
+def test_bucket_is_versioned_and_old_versions_expire(store: SetupMinio) -> None:
+    """Versioning is on; replaced versions and lone delete markers have an expiry."""
+    info = json.loads(store.mc("--json", "version", "info", "it/torpor"))
+    assert info["versioning"]["status"] == "Enabled"
+    (rule,) = json.loads(store.mc("ilm", "rule", "export", "it/torpor"))["Rules"]
+    assert rule["Status"] == "Enabled"
+    assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 7}
+    assert rule["Expiration"] == {"ExpiredObjectDeleteMarker": True}
+    assert not rule.get("Filter"), "the rule is for the whole bucket"
+
+
+def test_minio_keeps_no_rule_for_unfinished_uploads(store: SetupMinio) -> None:
+    """Why the server's own setting is used: MinIO takes such a rule and forgets that part."""
+    rule = {
+        "ID": "r",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+        "NoncurrentVersionExpiration": {"NoncurrentDays": 3},
+    }
+    store.mc("mb", "it/scratch")
+    store.mc("ilm", "rule", "import", "it/scratch", data=json.dumps({"Rules": [rule]}))
+    (kept,) = json.loads(store.mc("ilm", "rule", "export", "it/scratch"))["Rules"]
+    store.mc("rb", "--force", "it/scratch")
+    assert kept["NoncurrentVersionExpiration"] == {"NoncurrentDays": 3}
+    assert "AbortIncompleteMultipartUpload" not in kept
+
+
+def test_second_prefix_gets_a_key_of_its_own(store: SetupMinio, key: dict[str, str]) -> None:
+    """Another prefix on the same server has another key; neither reaches the other's objects."""
+    lines = store.must("--prefix", "staging/a").stdout
+    other = values_in(lines)
+    assert other["TORPOR_STORE"] == "s3://torpor/staging/a"
+    assert other["TORPOR_S3_ACCESS_KEY_ID"] != key["TORPOR_S3_ACCESS_KEY_ID"]
+    store.mc("pipe", "it/torpor/staging/a/x", key=other, data="x")
+    assert store.ask_mc("cat", "it/torpor/staging/a/x", key=key).returncode != 0
+    store.mc("pipe", "it/torpor/prod/x", key=key, data="x")
+    assert store.ask_mc("cat", "it/torpor/prod/x", key=other).returncode != 0
+    store.mc("rm", "--recursive", "--force", "it/torpor/")
+
+
+def test_key_that_was_tampered_with_is_repaired(store: SetupMinio, key: dict[str, str]) -> None:
+    """A run brings back what somebody took from key, policy, versioning or lifecycle."""
+    name = key["TORPOR_S3_ACCESS_KEY_ID"]
+    store.mc("admin", "policy", "detach", "it", name, "--user", name)
+    store.mc("admin", "policy", "remove", "it", name)
+    store.mc("version", "suspend", "it/torpor")
+    store.mc("ilm", "rule", "rm", "--all", "--force", "it/torpor")
+    result = store.must()
+    for what in ("versioning", "lifecycle", "policy", "key"):
+        assert f" changed: {what}" in result.stderr
+    open_store(load_settings(environ=key)).put("refs/again", b"x")
+    assert "nothing changed" in store.must().stderr
+
+
+def test_foreign_lifecycle_rules_are_not_overwritten(store: SetupMinio) -> None:
+    """A bucket with rules of somebody else is refused, and keeps them."""
+    store.mc("mb", "it/theirs")
+    store.mc("ilm", "rule", "add", "it/theirs", "--expire-days", "30")
+    before = store.mc("ilm", "rule", "export", "it/theirs")
+    result = store.run("--bucket", "theirs")
+    assert result.returncode == 1
+    assert 'failed at "lifecycle": bucket theirs has a lifecycle rule of its own' in result.stderr
+    assert store.mc("ilm", "rule", "export", "it/theirs") == before
+    store.mc("rb", "--force", "it/theirs")
+
+
+def test_changed_setting_restarts_and_unfinished_uploads_go(fresh: SetupMinio) -> None:
+    """A new setting restarts the server, keeps keys and data; an unfinished upload then expires."""
+    first = fresh.must()
+    pid = fresh.pid
+    settings = load_settings(environ=values_in(first.stdout))
+    open_store(settings).put("refs/kept", b"kept")
+    writer = obstore.open_writer(
+        bucket_of(values_in(first.stdout)), "prod/packs/half", buffer_size=5 * 1024**2
+    )
+    writer.write(b"x" * 12_000_000)
+    parts = fresh.home / "data" / ".minio.sys" / "multipart"
+    wait_for("the upload of the first part", lambda: bool(list(parts.rglob("part.1"))))
+    del writer
+    second = fresh.must("--stale-uploads", "1s", "--stale-interval", "1s")
+    assert second.stdout == first.stdout
+    assert "the server was started" in second.stderr
+    assert fresh.pid not in (None, pid)
+    wait_for("the removal of the unfinished upload", lambda: not list(parts.rglob("part.1")))
+    assert open_store(settings).get("refs/kept", limit_bytes=10)[0] == b"kept"
+
+
+def bucket_of(key: dict[str, str]) -> S3Store:
+    """The bucket torpor as whoever has the key can reach it, without torpor's prefix."""
+    return S3Store(
+        "torpor",
+        config={
+            "endpoint": key["TORPOR_S3_ENDPOINT"],
+            "access_key_id": key["TORPOR_S3_ACCESS_KEY_ID"],
+            "secret_access_key": key["TORPOR_S3_SECRET_ACCESS_KEY"],
+            "region": key["TORPOR_S3_REGION"],
+        },
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+
+
+def test_stop_and_start_again(fresh: SetupMinio) -> None:
+    """--stop ends the server and is fine without one; the next run finds the data again."""
+    key = values_in(fresh.must().stdout)
+    open_store(load_settings(environ=key)).put("refs/one", b"1")
+    pid = fresh.pid
+    assert "the server was stopped" in fresh.must("--stop").stderr
+    assert pid is not None
+    assert not is_running(pid)
+    assert "nothing changed" in fresh.must("--stop").stderr
+    result = fresh.must()
+    assert values_in(result.stdout) == key
+    assert open_store(load_settings(environ=key)).get("refs/one", limit_bytes=10)[0] == b"1"
+
+
+def test_reused_pid_is_nobodys_server(fresh: SetupMinio) -> None:
+    """A pid file that names a living process with another start time stops nothing."""
+    fresh.home.mkdir()
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            (fresh.home / "minio.pid").write_text(f"{stranger.pid} 1\n")
+            assert "nothing changed" in fresh.must("--stop").stderr
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+    (fresh.home / "minio.pid").unlink()
+
+
+def test_dry_run_does_nothing(fresh: SetupMinio) -> None:
+    """--dry-run names files, command and bucket, prints no secret, makes nothing."""
+    result = fresh.must("--dry-run")
+    assert f"would: write {fresh.home}/root.env (mode 600)" in result.stderr
+    assert f"would: start {BINARY} server" in result.stderr
+    assert "would: make sure of bucket torpor" in result.stderr
+    assert result.stdout == ""
+    assert not fresh.home.exists()
+
+
+def test_dry_run_of_a_store_that_is_set_up(store: SetupMinio) -> None:
+    """Where nothing is to do, --dry-run says that nothing would change."""
+    assert "nothing changed" in store.must("--dry-run").stderr
+
+
+def test_taken_port_is_refused(fresh: SetupMinio) -> None:
+    """A port that somebody listens on is named; no server is left, no pid file."""
+    with socket.create_server(("127.0.0.1", fresh.port)):
+        result = fresh.run()
+    assert result.returncode == 1
+    assert f'failed at "server": something else listens on 127.0.0.1:{fresh.port}' in result.stderr
+    assert fresh.pid is None
+    assert result.stdout == ""
+
+
+def test_server_that_ends_at_once_is_reported(fresh: SetupMinio) -> None:
+    """A server that cannot use its data fails the health step with its own words."""
+    system = fresh.home / "data" / ".minio.sys"
+    system.mkdir(parents=True)
+    (system / "format.json").write_text("{}")
+    result = fresh.run()
+    assert result.returncode == 1
+    assert 'failed at "health": the server ended' in result.stderr
+    assert f"{fresh.home}/data: " in result.stderr.split("failed at")[0], "the server's words"
+    assert fresh.pid is None
+
+
+def test_two_runs_at_a_time(fresh: SetupMinio) -> None:
+    """While one run works in a home, another is refused."""
+    fresh.home.mkdir()
+    holder = ["flock", str(fresh.home / ".lock"), "cat"]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"locked\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"locked\n"
+        result = fresh.run()
+        process.stdin.close()
+    assert result.returncode == 1
+    assert 'failed at "directories": another setup_minio.sh is at work' in result.stderr
+    assert not (fresh.home / "root.env").exists()
+
+
+def test_damaged_secret_file_is_not_replaced(fresh: SetupMinio) -> None:
+    """A password that cannot be read is an error, never a reason for a new one."""
+    fresh.home.mkdir()
+    (fresh.home / "root.env").write_text("MINIO_ROOT_USER=torpor-root\n")
+    result = fresh.run()
+    assert result.returncode == 1
+    assert 'failed at "root password": ' in result.stderr
+    assert "has no MINIO_ROOT_PASSWORD" in result.stderr
+    assert (fresh.home / "root.env").read_text() == "MINIO_ROOT_USER=torpor-root\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "step", "words"),
+    [
+        (["--minio", "/nowhere/minio"], "programs", "/nowhere/minio is no program"),
+        (["--mc", "/nowhere/mc"], "programs", "/nowhere/mc is no program"),
+        (["--user", "nobody", "--systemd", "no"], "programs", "leave --user out"),
+        (["--home", "/dev/null/home"], "directories", "/dev/null/home cannot be made"),
+        (["--data", "/dev/null/data"], "server files", "/dev/null/data cannot be made"),
+    ],
+)
+def test_each_failure_names_its_step(
+    fresh: SetupMinio, flags: list[str], step: str, words: str
+) -> None:
+    """A step that fails is named with the reason; exit code 1, nothing for eval to read."""
+    result = fresh.run(*flags)
+    assert result.returncode == 1
+    assert f'failed at "{step}": ' in result.stderr
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert fresh.pid is None
+
+
+SYSTEMCTL = """#!/bin/bash
+# What systemd would do with one unit, as far as the script asks for it.
+set -eu
+echo "$*" >>"$HOME/systemctl.log"
+pid=$HOME/unit.pid
+case $1 in
+--quiet) [[ -f $pid ]] && kill -0 "$(<"$pid")" ;;
+restart)
+    set -a
+    while IFS='=' read -r key value; do
+        case $key in EnvironmentFile) . "$value" ;; ExecStart) start=$value ;; esac
+    done <"$HOME/torpor-minio.service"
+    cd "$HOME"
+    setsid $start </dev/null >"$HOME/unit.log" 2>&1 9>&- &
+    echo $! >"$pid"
+    ;;
+disable) kill "$(<"$pid")"; tail --pid="$(<"$pid")" -f /dev/null; rm "$pid" ;;
+esac
+"""
+
+
+def test_systemd_runs_the_unit(fresh: SetupMinio, tmp_path: Path) -> None:
+    """With systemd the unit is written, enabled and started once; its own words start MinIO."""
+    fresh.home.mkdir()
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "systemctl").write_text(SYSTEMCTL)
+    (programs / "systemctl").chmod(0o755)
+    fresh.environ = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "TORPOR_MINIO_SYSTEMD": "yes",
+        "TORPOR_MINIO_UNIT": str(fresh.home / "torpor-minio.service"),
+    }
+    key = values_in(fresh.must().stdout)
+    open_store(load_settings(environ=key)).put("refs/one", b"1")
+    assert "nothing changed" in fresh.must().stderr
+    asked = (fresh.home / "systemctl.log").read_text().splitlines()
+    assert [line for line in asked if "is-active" not in line] == [
+        "daemon-reload",
+        "enable torpor-minio.service",
+        "restart torpor-minio.service",
+    ]
+    pid = int((fresh.home / "unit.pid").read_text())
+    assert "the server was stopped" in fresh.must("--stop").stderr
+    assert not is_running(pid)
+
+
+def test_unit_is_sound(fresh: SetupMinio) -> None:
+    """The unit starts the server with its files, may write its data only, comes back after a
+    crash; systemd's own checker, where there is one, finds nothing in it."""
+    unit = fresh.home.parent / "torpor-minio.service"
+    result = fresh.must("--dry-run", "--systemd", "yes", "--unit", str(unit), "--user", "daemon")
+    text = result.stderr[result.stderr.index("[Unit]") : result.stderr.index("WantedBy")]
+    text += "WantedBy=multi-user.target\n"
+    lines = text.splitlines()
+    start = next(line for line in lines if line.startswith("ExecStart="))
+    assert start.startswith(f"ExecStart={BINARY} server ")
+    assert start.endswith(f"--address 127.0.0.1:{fresh.port} {fresh.home}/data")
+    for line in (
+        f"EnvironmentFile={fresh.home}/root.env",
+        f"EnvironmentFile={fresh.home}/server.env",
+        f"ReadWritePaths={fresh.home}/data {fresh.home}/certs",
+        "User=daemon",
+        "Restart=on-failure",
+        "ProtectSystem=strict",
+        "NoNewPrivileges=yes",
+    ):
+        assert line in lines
+    checker = shutil.which("systemd-analyze")
+    if checker is not None:
+        unit.write_text(text)
+        checked = subprocess.run(
+            [checker, "verify", "--man=no", "--recursive-errors=no", str(unit)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stderr
+        assert "torpor-minio" not in checked.stderr, checked.stderr
