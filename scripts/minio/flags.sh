@@ -23,7 +23,7 @@ flags=(
     "mc|local|TORPOR_MC|$cache/tools/mc|client program (scripts/install-minio builds it)"
     "systemd|local|TORPOR_MINIO_SYSTEMD|auto|yes, no, or auto: a unit if systemd runs, else a process with a pid file"
     "unit|local|TORPOR_MINIO_UNIT|/etc/systemd/system/torpor-minio.service|the unit's file"
-    "user|local|TORPOR_MINIO_USER|root|user that the unit runs as"
+    "user|local|TORPOR_MINIO_USER||user that the unit runs as; empty: root"
     "namespace|kubernetes|TORPOR_MINIO_NAMESPACE|torpor-store|namespace to make"
     "image|kubernetes|TORPOR_MINIO_IMAGE|$image|image of server and client"
     "replicas|kubernetes|TORPOR_MINIO_REPLICAS|1|servers: 1, or 4 to 16 with erasure coding over them"
@@ -154,7 +154,7 @@ check_values() {
         require mc "$mc" "$path" "an absolute path of plain letters"
         require systemd "$minio_systemd" 'auto|yes|no' "auto, yes or no"
         require unit "$minio_unit" "$path\.service" "an absolute path that ends in .service"
-        require user "$minio_user" '[a-z_][a-z0-9_-]*' "a user's name"
+        require user "$minio_user" '|[a-z_][a-z0-9_-]*' "a user's name"
     else
         local label='[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?' cidr='[0-9a-fA-F.:]+/[0-9]{1,3}'
         require namespace "$minio_namespace" "$label" "a namespace's name"

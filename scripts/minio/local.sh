@@ -25,7 +25,7 @@ check_programs() {
     for program in "$minio" "$mc"; do
         [[ -x $program ]] || fail "$program is no program; scripts/install-minio builds it"
     done
-    if [[ $use_systemd == no && $minio_user != "$(id -un)" ]]; then
+    if [[ $use_systemd == no && -n $minio_user && $minio_user != "$(id -un)" ]]; then
         fail "without systemd the server runs as you, not as $minio_user; leave --user out"
     fi
 }
@@ -40,13 +40,26 @@ write_server_files() {
 MINIO_BROWSER=$browser
 MINIO_API_STALE_UPLOADS_EXPIRY=$minio_stale_uploads
 MINIO_API_STALE_UPLOADS_CLEANUP_INTERVAL=$minio_stale_interval" || say "unchanged: $server_file"
-    if [[ $minio_user != "$(id -un)" ]]; then
-        step="owner of the data"
-        [[ $dry_run == yes ]] || chown "$minio_user" "$data" "$certs" || fail "see above"
-    fi
     server_command=("$minio" server --quiet --certs-dir "$certs" --address "$minio_address")
     [[ -z $minio_console_address ]] || server_command+=(--console-address "$minio_console_address")
     server_command+=("$data")
+}
+
+give_data_to_user() { # only a unit has another user
+    step="owner of the data"
+    local directory owner
+    for directory in "$data" "$certs"; do
+        owner=$(stat -c %U "$directory" 2>/dev/null) || owner=
+        if [[ $owner == "$minio_user" ]]; then
+            continue
+        fi
+        if [[ $dry_run == yes ]]; then
+            would "give $directory to $minio_user"
+            continue
+        fi
+        chown -R "$minio_user" "$directory" || fail "$directory cannot be given to $minio_user"
+        changed "$directory belongs to $minio_user"
+    done
 }
 
 run_server() {
@@ -121,6 +134,7 @@ set_local_up() {
     make_root_password
     make_node_file "${minio_endpoint:-$server_url}"
     write_server_files
+    [[ -z $minio_user ]] || give_data_to_user
     run_server
     set_bucket_up
     case ${minio_address%:*} in

@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import pytest
 from obstore.store import S3Store
 
 from fixtures.minio import BINARY
-from fixtures.setup_minio import MC, SetupMinio, is_running, values_in
+from fixtures.setup_minio import MC, ROOT, SetupMinio, is_running, values_in
 from torpor.config import load_settings
 from torpor.errors import ObjectConflict, ObjectMissing
 from torpor.store.interface import Absent, Etag
@@ -99,6 +100,22 @@ def test_printed_lines_open_a_working_store(store: SetupMinio) -> None:
         opened.delete(name)
     with pytest.raises(ObjectMissing):
         opened.head("refs/one")
+    opened.put("refs/one", b"again", condition=Absent())  # a delete marker is no object
+    opened.delete("refs/one")
+
+
+def test_trial_of_the_docs_trusts_this_store(store: SetupMinio) -> None:
+    """The trial that docs/stores.md shows says yes to MinIO, and to a directory."""
+    trial = (ROOT / "docs" / "stores.md").read_text().split("```python\n")[1].split("```")[0]
+    for environ in (values_in(store.must().stdout), {"TORPOR_STORE": f"file://{store.home}/files"}):
+        result = subprocess.run(
+            [sys.executable, "-c", trial],
+            env={"PATH": os.environ["PATH"], **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.stdout == "yes\n", result.stderr
 
 
 def test_second_run_changes_nothing(store: SetupMinio) -> None:
@@ -435,7 +452,8 @@ esac
 
 
 def test_systemd_runs_the_unit(fresh: SetupMinio, tmp_path: Path) -> None:
-    """With systemd the unit is written, enabled and started once; its own words start MinIO."""
+    """With systemd the unit is written, enabled and started once; its own words start MinIO on
+    data that belongs to the unit's user."""
     fresh.home.mkdir()
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -445,10 +463,12 @@ def test_systemd_runs_the_unit(fresh: SetupMinio, tmp_path: Path) -> None:
         "PATH": f"{programs}:{os.environ['PATH']}",
         "TORPOR_MINIO_SYSTEMD": "yes",
         "TORPOR_MINIO_UNIT": str(fresh.home / "torpor-minio.service"),
+        "TORPOR_MINIO_USER": "daemon",
     }
     key = values_in(fresh.must().stdout)
     open_store(load_settings(environ=key)).put("refs/one", b"1")
     assert "nothing changed" in fresh.must().stderr
+    assert {path.owner() for path in (fresh.home / "data", fresh.home / "certs")} == {"daemon"}
     asked = (fresh.home / "systemctl.log").read_text().splitlines()
     assert [line for line in asked if "is-active" not in line] == [
         "daemon-reload",
