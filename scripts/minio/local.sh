@@ -13,6 +13,8 @@ use_local_paths() {
     server_port=${minio_address##*:}
     case $server_host in "" | 0.0.0.0 | "[::]") server_host=127.0.0.1 ;; esac
     server_url=http://$server_host:$server_port
+    connect_host=${server_host#[}
+    connect_host=${connect_host%]}
     use_systemd=$minio_systemd
     if [[ $use_systemd == auto ]]; then
         [[ -d /run/systemd/system ]] && use_systemd=yes || use_systemd=no

@@ -62,8 +62,7 @@ fingerprint() { # of everything that the running server read when it started
 }
 
 start_process() {
-    local host=${server_host#[}
-    if (exec 3<>"/dev/tcp/${host%]}/$server_port") 2>/dev/null; then
+    if listens; then
         fail "something else listens on $minio_address already; choose another --address"
     fi
     local root server
@@ -117,10 +116,24 @@ restart_server() {
     fi
 }
 
+listens() {
+    (exec 3<>"/dev/tcp/$connect_host/$server_port") 2>/dev/null
+}
+
+is_healthy() { # MinIO's own answer to whether it can read and write
+    local status
+    status=$(
+        { exec 3<>"/dev/tcp/$connect_host/$server_port"; } 2>/dev/null || exit 0
+        printf 'GET /minio/health/cluster HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n' \
+            "$server_host:$server_port" >&3
+        timeout 5 head -n 1 <&3 || true
+    )
+    [[ $status == *" 200 "* ]]
+}
+
 wait_until_healthy() {
     local end=$((SECONDS + minio_wait))
-    until MC_HOST_root=${server_url/:\/\//:\/\/$root_user:$root_password@} \
-        timeout 5 "$mc" --config-dir "$mc_config" ready root >/dev/null 2>&1; do
+    until is_healthy; do
         if ! server_runs; then
             if [[ $use_systemd == yes ]]; then
                 fail "the server ended; see journalctl -u ${minio_unit##*/}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_format_is_ruffs() -> None:
 def test_types_are_sound() -> None:
     """mypy --strict finds nothing in src."""
     run_tool("mypy")
+
+
+SHELL = sorted(
+    path
+    for directory in ("scripts", "scripts/minio", ".ci")
+    for path in (ROOT / directory).iterdir()
+    if path.is_file() and path.read_text().startswith(("#!/bin/bash", "#!/bin/sh", "# shellcheck"))
+)
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shell_scripts_are_sound(path: Path) -> None:
+    """shellcheck finds nothing, in what a script sources neither."""
+    checker = shutil.which("shellcheck")
+    assert checker, "there is no shellcheck; `make setup` installs it"
+    command = [checker, "--external-sources", "--source-path=SCRIPTDIR", str(path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def level_of(room: str) -> int:
