@@ -123,7 +123,8 @@ class Connection:
         """Have the kernel put all requests that were taken and not answered back into its queue.
 
         Right at any time: a request that is served twice is answered once. Never blocks. Raises
-        HostUnfit when the kernel cannot, OSError(EINVAL) after the end of the mount.
+        HostUnfit when the kernel cannot; after the end of the mount nothing happens, or
+        OSError(EINVAL) on newer kernels.
         """
         self.require_resend()
         os.writev(self.descriptors[0], answers.encode_resend())

@@ -126,15 +126,17 @@ class Server:
 
         Waits while one of these pages is under a READ that is not answered, so it must be called in
         a thread of its own kind: InternalError in a worker or in the main thread. Raises
-        FileNotFoundError when the kernel does not know the node (nobody looked it up, or it was
-        forgotten: there is no page cache to put into), OSError(ENODEV) after the end of the mount.
+        FileNotFoundError when the kernel does not know the node (nobody looked it up, it was
+        forgotten, or the mount has ended: there is no page cache to put into); newer kernels say
+        OSError(EINVAL) after the end of the mount.
         """
         self._notify(answers.encode_store(node, offset, _pieces(data)))
 
     def invalidate(self, node: Node, offset: int = 0, length: int = 0) -> None:
         """Drop a range of a file from the page cache; length 0 is to its end.
 
-        Threads and errors as for `store`. Pages that a process has mapped go, too.
+        Threads and errors as for `store`. Mapped pages go, too; what a private mapping has written
+        stays.
         """
         self._notify(answers.encode_invalidate_inode(node, offset, length))
 
