@@ -21,7 +21,7 @@
     ├── DataError              stored bytes are not what they should be: the data's
     │   ├── Damaged            a digest, length or encoding does not fit
     │   ├── Incompatible       a sound snapshot that this host cannot run
-    │   └── KeyMissing         a sound object sealed with a key that is not here
+    │   └── KeyMissing         a sound object that no key on this node vouches for
     └── InternalError          torpor broke its own rules: ours
 
 A class is its default exit code and HTTP status; an object is what happened (`message`), why
@@ -195,7 +195,7 @@ class Incompatible(DataError):
 
 
 class KeyMissing(DataError):
-    """A sound object that is sealed with a key which this node does not have."""
+    """A sound object that is sealed with another key than this node's, or with none."""
 
     exit_code = 33
     http_status = 403

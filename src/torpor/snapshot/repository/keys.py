@@ -52,9 +52,20 @@ def new_key_line() -> str:
     return f"{_PREFIX}{secrets.token_hex(32)}"
 
 
-def parse_keyring(text: str, *, source: str) -> Keyring:
-    """The keyring in a text. Raises InvalidInput naming source and line, never showing a key."""
-    domains: list[Domain] = []
+@dataclass(frozen=True)
+class KeyLine:
+    """One key of a keyring's text: the line as it stands there, secret, and its domain."""
+
+    line: str
+    domain: SealedDomain
+
+
+def parse_lines(text: str, *, source: str) -> list[KeyLine]:
+    """The keys in a text, the current one first, each once.
+
+    Raises InvalidInput naming source and line, never showing a key; also when there is none.
+    """
+    keys: list[KeyLine] = []
     for number, line in enumerate(text.splitlines(), 1):
         word = line.strip()
         if not word or word.startswith("#"):
@@ -67,11 +78,17 @@ def parse_keyring(text: str, *, source: str) -> Keyring:
                 " makes one",
             )
         domain = SealedDomain(bytes.fromhex(digits))
-        if domain.key_id not in [known.key_id for known in domains]:
-            domains.append(domain)
-    if not domains:
+        if domain.key_id not in [known.domain.key_id for known in keys]:
+            keys.append(KeyLine(word, domain))
+    if not keys:
         raise InvalidInput(f"there is no key in {source}", hint="`torpor key init` makes one")
-    return Keyring(domains[0], tuple(domains[1:]))
+    return keys
+
+
+def parse_keyring(text: str, *, source: str) -> Keyring:
+    """The keyring in a text. Raises what `parse_lines` raises."""
+    first, *others = (key.domain for key in parse_lines(text, source=source))
+    return Keyring(first, tuple(others))
 
 
 def load_keyring(path: Path) -> Keyring:
@@ -79,7 +96,7 @@ def load_keyring(path: Path) -> Keyring:
 
     A keyring that others can read protects nothing, so it is not used.
     """
-    return parse_keyring(_read(path), source=str(path))
+    return parse_keyring(read_key_file(path), source=str(path))
 
 
 def create_keyring(path: Path) -> Keyring:
@@ -107,7 +124,7 @@ def rotate_keyring(path: Path) -> Keyring:
 
     Raises NotFound, InvalidInput.
     """
-    text = _read(path)
+    text = read_key_file(path)
     parse_keyring(text, source=str(path))
     rotated = f"{new_key_line()}\n{text}"
     fresh = _write_beside(path, rotated)
@@ -116,7 +133,8 @@ def rotate_keyring(path: Path) -> Keyring:
     return parse_keyring(rotated, source=str(path))
 
 
-def _read(path: Path) -> str:
+def read_key_file(path: Path) -> str:
+    """The text of a keyring's file. Raises what `load_keyring` raises of reading."""
     try:
         with path.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
@@ -136,7 +154,7 @@ def _read(path: Path) -> str:
 def _write_beside(path: Path, text: str) -> Path:
     fresh = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w", encoding="ascii") as stream:
             stream.write(text)
