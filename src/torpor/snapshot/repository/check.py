@@ -157,6 +157,7 @@ class _Checker:
     def _read(self, plan: Plan) -> None:
         total, done = plan.stored_bytes, 0
         lock = threading.Lock()
+        self._progress.step("data", 0, total)
 
         def work(request: Request) -> None:
             nonlocal done

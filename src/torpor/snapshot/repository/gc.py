@@ -125,7 +125,7 @@ class _Collector:
         unneeded = {key for c in known for key in c.keys if key in objects and key not in needed}
         doomed = {key for c in ripe for key in c.keys} & unneeded
         if lease is not None:
-            self._delete(doomed, lease)
+            self._delete({key: objects[key].size_bytes for key in doomed}, lease)
             self._store.delete_many([condemnation.key for condemnation in ripe])
             self._sweep(now_s)
         sizes = {key: info.size_bytes for key, info in objects.items()}
@@ -182,15 +182,16 @@ class _Collector:
             if now_s - info.last_modified <= self._lease_s
         )
 
-    def _delete(self, doomed: set[str], lease: Lease) -> None:
-        done = 0
+    def _delete(self, doomed: dict[str, int], lease: Lease) -> None:
+        done, total = 0, sum(doomed.values())
         for prefix in _ORDER:
             keys = sorted(key for key in doomed if key.startswith(prefix))
             for begin in range(0, len(keys), _BATCH):
                 lease.check()
-                self._store.delete_many(keys[begin : begin + _BATCH])
-                done += len(keys[begin : begin + _BATCH])
-                self._progress.step("objects deleted", done, len(doomed))
+                batch = keys[begin : begin + _BATCH]
+                self._store.delete_many(batch)
+                done += sum(doomed[key] for key in batch)
+                self._progress.step("deleted", done, total)
 
     def _sweep(self, now_s: float) -> None:
         """Remove what dead pushes and dead collections left of their own signs."""

@@ -186,6 +186,7 @@ class _Pull:
 
     def _fetch(self, plan: Plan) -> None:
         total, done = plan.stored_bytes, 0
+        self._progress.step("snapshot", 0, total)
 
         def arrived(key: str, size_bytes: int) -> None:
             nonlocal done

@@ -147,7 +147,9 @@ class _Pusher:
         images = tuple(self._image(digest) for digest in _images_of(local))
         memory = self._memory(local, parent)
         disk_copy: list[tuple[Entry, bytes]] = []
-        disk = self._file("disk", local.disk, local.manifest.disk.extents, copies=disk_copy)
+        disk = self._file(
+            f"{local.manifest.kind} disk", local.disk, local.manifest.disk.extents, copies=disk_copy
+        )
         self.writer.finish()
         wake = self._put_wake(local, disk_copy)
         record = SnapshotRecord(
@@ -172,7 +174,7 @@ class _Pusher:
         written = local.written()
         unread = None if parent is None or written is None else parent.memory
         return self._file(
-            "memory",
+            f"{local.manifest.kind} memory",
             local.memory,
             local.manifest.memory.extents,
             source=Source(unread, frozenset(covering_windows(written or ()))),
@@ -203,6 +205,7 @@ class _Pusher:
         """Entries for all windows of a file that are not zero, their chunks sent if new."""
         windows = list(covering_windows(extents))
         total, done = len(windows) * WINDOW_BYTES, 0
+        self._progress.step(what, 0, total)
         entries: list[Entry] = []
         batches = self._sealer.seal(
             path, windows, self._known.chunks, source or Source(), always=copies is not None
