@@ -6,42 +6,88 @@ not among them: they are built on purpose, or fetched with a snapshot, and `imag
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torpor.node.parts import Parts
+    from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
 
 
-def find_unneeded(parts: Parts) -> dict[Digest, Callable[[str], None]]:
-    """Digests of what no name, base, instance or snapshot needs -> what deletes it. Blocking."""
+@dataclass(frozen=True)
+class Unneeded:
+    """A snapshot or app that nothing needs, and the bytes that it occupies."""
+
+    digest: Digest
+    kind: Literal["base", "function", "instance", "app"]
+    size_bytes: int
+
+
+def find_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:
+    """What no name, base or instance needs; with `bases` also bases of which nothing descends.
+
+    Apps of the snapshots that are in it are in it too. Blocking.
+    """
     snapshots = parts.snapshots.list()
-    kept = {str(ref.digest) for ref in parts.journal.refs()} | {*parts.journal.bases().values()}
-    kept |= {row.snapshot for row in parts.journal.instances()}
-    unneeded: dict[Digest, Callable[[str], None]] = {
-        snapshot.digest: parts.snapshots.remove
+    named = {str(ref.digest) for ref in parts.journal.refs()}
+    named |= {row.snapshot for row in parts.journal.instances()}
+    known_bases = {*parts.journal.bases().values()}
+    kept = [snapshot for snapshot in snapshots if snapshot.digest in named]
+    here = {snapshot.digest: snapshot for snapshot in snapshots}
+    for digest in known_bases - named:
+        base = here.get(digest)
+        if base is not None and not (bases and _is_unused(base, kept, here)):
+            kept.append(base)
+    keep = {snapshot.digest for snapshot in kept}
+    unneeded = [
+        Unneeded(snapshot.digest, snapshot.manifest.kind, snapshot.disk_usage_bytes())
         for snapshot in snapshots
-        if snapshot.digest not in kept
-    }
-    if (parts.settings.home / "images").is_symlink():
-        return unneeded  # another home's, whose snapshots are not seen from here
-    apps = {snapshot.manifest.function.app for snapshot in snapshots if snapshot.manifest.function}
-    for info in parts.images.list():
-        if info.kind == "app" and info.digest not in apps:
-            unneeded[info.digest] = parts.images.remove
-    return unneeded
+        if snapshot.digest not in keep
+    ]
+    return [*unneeded, *_find_apps(parts, kept)]
 
 
-def delete_unneeded(parts: Parts) -> list[Digest]:
-    """Delete it, and what nothing needs after that; the digests of all. Blocking.
+def delete_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:
+    """Delete it; what was deleted. Blocking.
 
     The caller holds the files lock alone: what others are just making is not needed by anything.
     """
-    deleted: list[Digest] = []
-    while unneeded := find_unneeded(parts):
-        for digest, delete in unneeded.items():
-            delete(digest)
-        deleted += unneeded
-    return deleted
+    unneeded = find_unneeded(parts, bases=bases)
+    for item in unneeded:
+        if item.kind == "app":
+            parts.images.remove(item.digest)
+        else:
+            parts.journal.drop_base(item.digest)
+            parts.snapshots.remove(item.digest)
+    return unneeded
+
+
+def _find_apps(parts: Parts, kept: list[LocalSnapshot]) -> list[Unneeded]:
+    if (parts.settings.home / "images").is_symlink():
+        return []  # another home's, whose snapshots are not seen from here
+    needed = {snapshot.manifest.function.app for snapshot in kept if snapshot.manifest.function}
+    return [
+        Unneeded(info.digest, "app", parts.images.path(info.digest).stat().st_blocks * 512)
+        for info in parts.images.list()
+        if info.kind == "app" and info.digest not in needed
+    ]
+
+
+def _is_unused(
+    base: LocalSnapshot, kept: list[LocalSnapshot], here: dict[Digest, LocalSnapshot]
+) -> bool:
+    """Whether no kept snapshot descends from a base.
+
+    Where a line leads to a snapshot that is not here any more, every base of its image counts.
+    """
+    for snapshot in kept:
+        first = snapshot
+        while first.manifest.parent in here:
+            first = here[first.manifest.parent]
+        is_broken = first.manifest.parent is not None
+        if first.digest == base.digest or (
+            is_broken and first.manifest.image == base.manifest.image
+        ):
+            return False
+    return True

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import Conflict, FunctionFailed, InvalidInput, NotFound
 from torpor.host.cancel import entered_in_thread, in_thread
-from torpor.host.lock import exclusive, shared
+from torpor.host.lock import exclusive
 from torpor.image.spec import load_spec
 from torpor.node.capture import Captured, capture
+from torpor.node.catalogue import Catalogue
 from torpor.node.collect import delete_unneeded, find_unneeded
 from torpor.node.deploy import Deployed, Deployer
 from torpor.node.exchange import Exchange
@@ -23,21 +24,22 @@ from torpor.units import parse_name
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from torpor.config import Settings
     from torpor.image.library import ImageInfo
     from torpor.image.spec import FunctionSpec
+    from torpor.node.catalogue import NamedSnapshot
+    from torpor.node.collect import Unneeded
+    from torpor.node.exchange import Exported, Imported
     from torpor.node.instance import Instance
-    from torpor.node.journal import InstanceRow, Ref
+    from torpor.node.journal import InstanceRow
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function
     from torpor.snapshot.transfer import TransferReport
     from torpor.units import Digest
     from torpor.vmm.interface import Driver
-
-_LOCK_WAIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,14 @@ class Invoked:
     timeline: Timeline
 
 
-@dataclass(frozen=True)
-class NamedSnapshot:
-    """A snapshot on this node and the names that point to it."""
-
-    snapshot: LocalSnapshot
-    names: tuple[str, ...]
-
-
 class Node:
     """A home with all that can be done in it. Belongs to one asyncio loop."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.instances = Instances(parts)
-        self.exchange = Exchange(parts)
+        self.catalogue = Catalogue(parts)
+        self.exchange = Exchange(parts, self.catalogue)
         self._deployer = Deployer(parts, self.instances)
 
     @classmethod
@@ -75,11 +70,13 @@ class Node:
         *,
         reporter: Reporter | None = None,
         driver: Driver | None = None,
+        collect: bool = True,
     ) -> AsyncIterator[Node]:
-        """Open a home and undo what dead commands left in it."""
+        """Open a home and undo what dead commands left in it; `collect` what nothing needs."""
         node = cls(await in_thread(open_parts, settings, reporter=reporter, driver=driver))
         await reconcile(node.parts, node.instances)
-        await node.collect()
+        if collect:
+            await node.collect()
         yield node
 
     # images
@@ -93,17 +90,7 @@ class Node:
 
     async def remove_image(self, digest: str) -> ImageInfo:
         """Delete an image. Raises Conflict while a snapshot on this node needs it."""
-        info = await in_thread(self.parts.images.get, digest)
-        async with self._files_lock(alone=True):
-            users = [s.digest[:12] for s in self.parts.snapshots.list() if _needs(s, info.digest)]
-            if users:
-                raise Conflict(
-                    f"image {info.digest[:12]} is in use",
-                    reason=f"by snapshots {', '.join(users)}",
-                    hint="remove those first, with `torpor rm` or `torpor snapshot rm`",
-                )
-            await in_thread(self.parts.images.remove, info.digest)
-        return info
+        return await in_thread(self.catalogue.remove_image, digest)
 
     # functions
 
@@ -141,7 +128,7 @@ class Node:
             ref = self.parts.journal.ref(name)
             if ref is None:
                 raise NotFound(f"there is no function {name!r}", hint="`torpor ls` lists them")
-            if await in_thread(self._kind, ref.digest) == "instance":
+            if await in_thread(self.catalogue.kind, ref.digest) == "instance":
                 raise Conflict(
                     f"{name!r} is the name of a snapshot, not of a function",
                     hint=f"`torpor snapshot rm {name}` deletes it",
@@ -182,13 +169,16 @@ class Node:
 
     # instances
 
-    async def restore(self, reference: str, *, kept: bool = False) -> Instance:
+    async def restore(
+        self, reference: str, *, kept: bool = False, expect: Digest | None = None
+    ) -> Instance:
         """Wake a snapshot by ref or digest, from this node or the store, and leave it running.
 
         `kept`: it is to end with this process; if that is killed, the next command removes it.
+        Raises Conflict when the reference means another snapshot than `expect`.
         """
         timeline = Timeline()
-        instance = await self._wake(reference, timeline)
+        instance = await self._wake(reference, timeline, expect=expect)
         await self.instances.release(instance, kept=kept)
         return instance
 
@@ -220,7 +210,10 @@ class Node:
         name = name or row.id
         async with self._files_lock():
             known = self.parts.journal.ref(name)
-            if known is not None and await in_thread(self._kind, known.digest) == "function":
+            if (
+                known is not None
+                and await in_thread(self.catalogue.kind, known.digest) == "function"
+            ):
                 raise Conflict(
                     f"{name!r} is the name of a function", hint="give another with --name"
                 )
@@ -230,77 +223,46 @@ class Node:
 
     def snapshots(self) -> list[NamedSnapshot]:
         """All snapshots on this node, those without a name too."""
-        refs = self.parts.journal.refs()
-        return [_named(snapshot, refs) for snapshot in self.parts.snapshots.list()]
+        return self.catalogue.snapshots()
 
     async def inspect(self, reference: str) -> NamedSnapshot:
         """A snapshot on this node by ref, digest or a digest's beginning."""
-        snapshot = await in_thread(self._find_local, reference)
-        if snapshot is None:
-            raise NotFound(
-                f"there is no snapshot {reference!r} on this node",
-                hint="`torpor snapshot ls` lists them, `torpor snapshot pull` fetches one",
-            )
-        return _named(snapshot, self.parts.journal.refs())
+        return await in_thread(self.catalogue.get, reference)
 
     async def verify(self, reference: str) -> NamedSnapshot:
         """Read every byte of a snapshot on this node. Raises Damaged naming the file."""
-        named = await self.inspect(reference)
-        await in_thread(self.parts.snapshots.verify, named.snapshot.digest)
-        return named
+        return await in_thread(self.catalogue.verify, reference)
 
     async def remove_snapshot(self, reference: str) -> NamedSnapshot:
         """Delete a named snapshot. Raises Conflict for a function's: `rm` is for those."""
-        async with self._files_lock(alone=True):
-            named = await self.inspect(reference)
-            digest = named.snapshot.digest
-            if named.snapshot.manifest.kind == "function" and named.names:
-                raise Conflict(
-                    f"{reference!r} is the snapshot of function {named.names[0]!r}",
-                    hint=f"`torpor rm {named.names[0]}` deletes the function",
-                )
-            users = [row.id for row in self.parts.journal.instances() if row.snapshot == digest]
-            if users:
-                raise Conflict(
-                    f"snapshot {digest[:12]} is in use",
-                    reason=f"by instances {', '.join(users)}",
-                    hint="stop those first",
-                )
-            for name in (*named.names, digest):
-                self.parts.journal.drop_ref(name)
-            self.parts.journal.drop_base(digest)
-            await in_thread(self.parts.snapshots.remove, digest)
+        named = await in_thread(self.catalogue.remove_snapshot, reference)
         await self.collect()
         return named
 
-    async def push(self, reference: str) -> TransferReport:
-        """Send a snapshot to the store under its name. Raises StoreError, Conflict."""
-        named = await self.inspect(reference)
-        if not named.names:
-            raise InvalidInput(
-                f"snapshot {named.snapshot.digest[:12]} has no name to push it under",
-                hint="`torpor snapshot create` gives one",
-            )
-        name = reference if reference in named.names else named.names[0]
-        async with self._files_lock():
-            return await in_thread(self.exchange.push, named.snapshot, name)
+    async def push(self, reference: str, *, name: str | None = None) -> TransferReport:
+        """Send a snapshot to the store, under its own name or another. See Exchange."""
+        return await in_thread(self.exchange.push, reference, name=name)
 
     async def pull(
         self, reference: str, *, expect: Digest | None = None
     ) -> tuple[NamedSnapshot, TransferReport]:
-        """Fetch a snapshot from the store; a ref becomes a name on this node.
+        """Fetch a snapshot from the store; a ref becomes a name on this node. See Exchange."""
+        return await in_thread(self.exchange.pull, reference, expect=expect)
 
-        One that was fetched by its digest stays without a name, until `remove_snapshot`. With
-        `expect`, a ref that points to another snapshot is refused with Conflict.
-        """
-        async with self._files_lock():
-            digest, report = await in_thread(self._pull, reference, expect)
-        return await self.inspect(digest), report
+    async def export(self, reference: str, target: Path, *, name: str | None = None) -> Exported:
+        """Write a snapshot with its images to an archive. See Exchange."""
+        return await in_thread(self.exchange.export, reference, target, name=name)
 
-    async def collect(self) -> list[Digest]:
+    async def import_archive(
+        self, source: Path, *, name: str | None = None, expect: Digest | None = None
+    ) -> Imported:
+        """Take over the snapshot of an archive. See Exchange."""
+        return await in_thread(self.exchange.import_archive, source, name=name, expect=expect)
+
+    async def collect(self) -> list[Unneeded]:
         """Delete snapshots that no name, base or instance needs, and apps that no snapshot needs.
 
-        Never waits: skipped while others use snapshots. The digests of what was deleted.
+        Never waits: skipped while others use snapshots. What was deleted.
         """
         if not await in_thread(find_unneeded, self.parts):
             return []
@@ -345,13 +307,15 @@ class Node:
             return 1
         return _function_of(self.parts.snapshots.get(known.digest), name).revision + 1
 
-    async def _wake(self, reference: str, timeline: Timeline) -> Instance:
+    async def _wake(
+        self, reference: str, timeline: Timeline, *, expect: Digest | None = None
+    ) -> Instance:
         async with self._files_lock():
-            snapshot = await in_thread(self._find_local, reference)
+            snapshot = await in_thread(self.catalogue.find, reference, expect=expect)
             if snapshot is None:
                 with timeline.step("pull"):
-                    digest, _ = await in_thread(self._pull, reference)
-                snapshot = await in_thread(self.parts.snapshots.get, digest)
+                    pulled, _ = await in_thread(self.exchange.pull, reference, expect=expect)
+                snapshot = pulled.snapshot
             if snapshot.manifest.function is None:
                 raise InvalidInput(
                     f"{reference!r} is a base and has no function in it",
@@ -359,28 +323,13 @@ class Node:
                 )
             return await self.instances.restore(snapshot, timeline=timeline)
 
-    def _find_local(self, reference: str) -> LocalSnapshot | None:
-        ref = self.parts.journal.ref(reference)
-        if ref is not None:
-            return self.parts.snapshots.get(ref.digest)
-        try:
-            return self.parts.snapshots.resolve(reference)
-        except (NotFound, InvalidInput):
-            return None
-
     def _running(self, reference: str) -> InstanceRow | None:
         """A running instance of just the snapshot that the reference means now."""
-        snapshot = self._find_local(reference)
+        snapshot = self.catalogue.find(reference)
         if snapshot is None:
             return None
         rows = (row for row in self.parts.journal.instances() if row.snapshot == snapshot.digest)
         return next((row for row in rows if row.state == "running"), None)
-
-    def _kind(self, digest: Digest) -> str:
-        try:
-            return self.parts.snapshots.get(digest).manifest.kind
-        except NotFound:
-            return ""
 
     async def _send(self, address: str, port: int, request: Request, instance_id: str) -> Response:
         timeout_s = self.parts.settings.request_timeout_s
@@ -392,12 +341,6 @@ class Node:
                 error.message, reason=f"{error.reason}\n{tail}".strip(), hint=error.hint
             ) from None
 
-    def _pull(self, reference: str, expect: Digest | None = None) -> tuple[Digest, TransferReport]:
-        digest, manifest, report = self.exchange.pull(reference, expect=expect)
-        if manifest.kind != "base":
-            self.parts.journal.set_ref(reference, digest)  # by digest too: that keeps it
-        return digest, report
-
     @contextlib.contextmanager
     def _function_lock(self, name: str) -> Iterator[None]:
         parse_name(name, what="function name")
@@ -407,18 +350,9 @@ class Node:
             yield
 
     def _files_lock(
-        self, *, alone: bool = False, wait_s: float = _LOCK_WAIT_S
+        self, *, alone: bool = False, wait_s: float = 10.0
     ) -> contextlib.AbstractAsyncContextManager[None]:
-        """Held shared by all that uses snapshots and images, alone by what deletes them."""
-        take = exclusive if alone else shared
-        path = self.parts.locks_dir / "files"
-        return entered_in_thread(take(path, timeout_s=wait_s, what="this home's snapshots"))
-
-
-def _named(snapshot: LocalSnapshot, refs: Sequence[Ref]) -> NamedSnapshot:
-    """The ref that keeps a snapshot which was fetched by its digest is not a name."""
-    names = [ref.name for ref in refs if ref.digest == snapshot.digest != ref.name]
-    return NamedSnapshot(snapshot, tuple(names))
+        return entered_in_thread(self.parts.files_lock(alone=alone, wait_s=wait_s))
 
 
 def _function_of(snapshot: LocalSnapshot, name: str) -> Function:
@@ -429,8 +363,3 @@ def _function_of(snapshot: LocalSnapshot, name: str) -> Function:
             hint="deploy under another name, or remove it with `torpor snapshot rm`",
         )
     return function
-
-
-def _needs(snapshot: LocalSnapshot, image: Digest) -> bool:
-    manifest = snapshot.manifest
-    return image in (manifest.image, manifest.function.app if manifest.function else None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from torpor.errors import HostUnfit
+from torpor.host.lock import exclusive, shared
 from torpor.image.kernel import BootFiles, load_boot
 from torpor.image.library import ImageLibrary
 from torpor.net.registry import SlotRegistry
@@ -15,12 +16,15 @@ from torpor.snapshot.local import LocalSnapshots
 from torpor.vmm.qemu.driver import QemuDriver
 
 if TYPE_CHECKING:
+    import contextlib
     from pathlib import Path
 
     from torpor.config import Settings
     from torpor.vmm.interface import Driver
 
 log = logging.getLogger("torpor.node")
+
+_LOCK_WAIT_S: Final = 10.0
 
 
 class Reporter(Protocol):
@@ -64,6 +68,17 @@ class Parts:
     def locks_dir(self) -> Path:
         """Lock files of operations that exclude each other."""
         return self.settings.home / "locks"
+
+    def files_lock(
+        self, *, alone: bool = False, wait_s: float = _LOCK_WAIT_S
+    ) -> contextlib.AbstractContextManager[None]:
+        """Held shared by all that uses snapshots and images, alone by what deletes them.
+
+        Blocking; may be held shared several times. Raises Conflict after `wait_s`.
+        """
+        take = exclusive if alone else shared
+        path = self.locks_dir / "files"
+        return take(path, timeout_s=wait_s, what="this home's snapshots")
 
     def boot_files(self) -> BootFiles:
         """Kernel and initramfs of this host. Blocking; raises HostUnfit."""
