@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.nodes import ask, running
+from torpor.errors import Conflict
 from torpor.host.cancel import in_thread
 from torpor.host.process import run
 from torpor.node import instance as instance_module
 from torpor.node.invoke import Request
 from torpor.node.node import Node
+from torpor.units import Digest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torpor.config import Settings
 
 pytestmark = pytest.mark.vm
@@ -54,6 +58,22 @@ async def test_travels_through_minio(
         async with running(other, "hello") as instance:
             answer = await ask(instance)
         assert answer["instance"] == instance.id
+
+
+async def test_travels_in_a_file(node: Node, fresh_settings: Settings, tmp_path: Path) -> None:
+    """Exported on A, imported on B, where there is no store: it wakes there and answers.
+
+    Another snapshot than the expected one is not woken.
+    """
+    exported = await node.export("hello", tmp_path / "hello.tar")
+    async with Node.open(replace(fresh_settings, store="")) as other:
+        await other.import_archive(tmp_path / "hello.tar")
+        with pytest.raises(Conflict, match="hello on this node is snapshot"):
+            await other.restore("hello", expect=Digest("0" * 64))
+        instance = await other.restore("hello", expect=exported.digest)
+        answer = await ask(instance)
+        await other.stop_instance(instance)
+    assert answer["instance"] == instance.id
 
 
 async def test_invoke_wakes_answers_and_leaves_nothing(node: Node) -> None:

@@ -10,17 +10,22 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from torpor.cli.interrupt import INTERRUPTED, cancelling
-from torpor.cli.output import Progress, print_error
+from torpor.cli.output import print_error
+from torpor.cli.progress import Progress
 from torpor.config import Settings, load_settings
 from torpor.errors import TorporError
+from torpor.host.cancel import in_thread
 
 if TYPE_CHECKING:
     from torpor.node.node import Node
+    from torpor.snapshot.repository.repository import Repository
+
+T = TypeVar("T")
 
 BUG = 70
 
@@ -51,6 +56,15 @@ def _keep(key: str) -> Callable[[str | None], str | None]:
     return keep
 
 
+def _keep_flag(key: str) -> Callable[[bool], bool]:
+    def keep(value: bool) -> bool:
+        if value:
+            options.flags[key] = "yes"
+        return value
+
+    return keep
+
+
 def _keep_config(value: Path | None) -> Path | None:
     options.config = value or options.config
     return value
@@ -73,6 +87,40 @@ Home = Annotated[
 StoreUrl = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", callback=_keep("store"), help="The object store."),
+]
+KeyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        callback=_keep("key_file"),
+        help="The domain keys; TORPOR_KEY wins; default: key below home.",
+    ),
+]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain",
+        callback=_keep_flag("plain"),
+        help="Without encryption: whoever reads it reads the function's memory.",
+    ),
+]
+ExpectDigest = Annotated[
+    str | None,
+    typer.Option(
+        "--expect-digest",
+        metavar="DIGEST",
+        help="Refuse any other snapshot: a name may have been moved, an old one put back.",
+    ),
+]
+Transfer = Annotated[
+    str | None,
+    typer.Option(
+        "--transfer",
+        metavar="WAY",
+        callback=_keep("transfer"),
+        help="repository (only what is new, sealed), or whole (for comparison).",
+    ),
 ]
 Config = Annotated[
     Path | None,
@@ -119,21 +167,51 @@ def run_async(work: Callable[[], Awaitable[int | None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_node() -> AsyncIterator[Node]:
+async def open_node(*, collect: bool = True) -> AsyncIterator[Node]:
     """The node of these options, with progress on standard error."""
     from torpor.node.node import Node
 
     with Progress(quiet=options.as_json) as reporter:
-        async with Node.open(options.settings(), reporter=reporter) as node:
+        async with Node.open(options.settings(), reporter=reporter, collect=collect) as node:
             yield node
 
 
-def with_node(work: Callable[[Node], Awaitable[Any]], show: Callable[[Any], int | None]) -> None:
+def with_node(
+    work: Callable[[Node], Awaitable[T]],
+    show: Callable[[T], int | None],
+    *,
+    collect: bool = True,
+) -> None:
     """Run `work` on the node, then `show` its result, whose value is the exit code."""
 
     async def main() -> int | None:
-        async with open_node() as node:
+        async with open_node(collect=collect) as node:
             result = await work(node)
+        return show(result)
+
+    run_async(main)
+
+
+def with_repository(
+    work: Callable[[Repository, Progress], T], show: Callable[[T], int | None]
+) -> None:
+    """Run blocking `work` on the store's repository, then `show` its result as `with_node` does.
+
+    No node is opened for it: a store can be looked after from any machine with its keys.
+    """
+
+    async def main() -> int | None:
+        from torpor.node.keyring import looking_keyring
+        from torpor.snapshot.repository.repository import Repository
+        from torpor.store.stack import open_store
+
+        settings = options.settings()
+
+        def run(progress: Progress) -> T:
+            return work(Repository(open_store(settings), looking_keyring(settings)), progress)
+
+        with Progress(quiet=options.as_json) as progress:
+            result = await in_thread(run, progress)
         return show(result)
 
     run_async(main)

@@ -15,8 +15,9 @@ from torpor.errors import InvalidInput
 from torpor.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from torpor.node.catalogue import NamedSnapshot
     from torpor.node.deploy import Deployed
-    from torpor.node.node import Invoked, NamedSnapshot, Node
+    from torpor.node.node import Invoked, Node
 
 HTTP_ERROR = 22
 

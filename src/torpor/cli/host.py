@@ -19,7 +19,8 @@ from torpor.cli.context import (
     run_async,
     with_node,
 )
-from torpor.cli.output import Progress, print_json, print_table
+from torpor.cli.output import print_json, print_table
+from torpor.cli.progress import Progress
 from torpor.errors import InvalidInput, NotFound
 from torpor.host.cancel import in_thread
 from torpor.units import format_size

@@ -11,8 +11,11 @@ import typer
 from torpor.cli.context import (
     Config,
     Debug,
+    ExpectDigest,
     Home,
     Json,
+    KeyFile,
+    Plain,
     StoreUrl,
     open_node,
     options,
@@ -21,7 +24,7 @@ from torpor.cli.context import (
 )
 from torpor.cli.output import print_json, print_table
 from torpor.host.cancel import in_thread
-from torpor.units import format_duration
+from torpor.units import format_duration, parse_digest
 
 if TYPE_CHECKING:
     from torpor.node.instance import Instance
@@ -124,6 +127,9 @@ def restore(
     wait: Annotated[
         bool, typer.Option("--wait", help="Stay until the VM ends or Ctrl-C, then clean up.")
     ] = False,
+    expect_digest: ExpectDigest = None,
+    plain: Plain = False,
+    key_file: KeyFile = None,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -139,7 +145,8 @@ def restore(
 
     async def main() -> None:
         async with open_node() as node:
-            instance = await node.restore(reference, kept=wait)
+            expect = parse_digest(expect_digest) if expect_digest else None
+            instance = await node.restore(reference, kept=wait, expect=expect)
             if wait:
                 await _wait_for_end(node, instance)
             else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from torpor import __version__
-from torpor.cli import functions, host, instances, measure, snapshots
+from torpor.cli import functions, host, instances, keys, measure, snapshots, store, transfers
 from torpor.cli.context import Config, Debug, Home, Json, StoreUrl
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def main(
     home: Home = None,
-    store: StoreUrl = None,
+    store_url: StoreUrl = None,
     config: Config = None,
     json: Json = False,
     debug: Debug = False,
@@ -39,7 +39,7 @@ def main(
 ) -> None:
     """Functions in microVMs that fall asleep as snapshots and wake on any node.
 
-    Exit codes: 0 done, 1 a check failed, 2 to 5 your request, 10 to 24 host or store, 30 to 32
+    Exit codes: 0 done, 1 a check failed, 2 to 5 your request, 10 to 24 host or store, 30 to 33
     stored data, 70 a bug, 130 interrupted.
     """
 
@@ -53,7 +53,13 @@ app.command("ps")(instances.list_instances)
 app.command("logs")(instances.logs)
 app.command("stop")(instances.stop)
 app.command("restore")(instances.restore)
+snapshots.app.command("push")(transfers.push)
+snapshots.app.command("pull")(transfers.pull)
+snapshots.app.command("export")(transfers.export)
+snapshots.app.command("import")(transfers.import_archive)
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(store.app, name="store")
+app.add_typer(keys.app, name="key")
 app.add_typer(host.image, name="image")
 app.add_typer(host.net, name="net")
 app.add_typer(host.kernel, name="kernel")

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, open_node, options, run_async
-from torpor.cli.output import Progress, print_json, print_table
+from torpor.cli.output import print_json, print_table
+from torpor.cli.progress import Progress
 from torpor.errors import InvalidInput
 from torpor.units import format_duration, format_size
 

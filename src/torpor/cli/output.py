@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torpor.errors import TorporError
 
 
-def print_json(value: Any) -> None:  # noqa: ANN401
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+def print_json(value: Any, *, to: TextIO | None = None) -> None:  # noqa: ANN401
+    """One JSON document on standard output, or on another stream."""
+    (to or sys.stdout).write(json.dumps(value, indent=2) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
@@ -44,47 +44,3 @@ def print_error(error: TorporError, *, as_json: bool) -> None:
         sys.stderr.write(f"  {line}\n")
     if error.hint:
         sys.stderr.write(f"hint: {error.hint}\n")
-
-
-class Progress:
-    """Tells standard error how an operation gets on: a bar on a terminal, else a line a phase."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and not self._quiet:
-            from rich import progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.DownloadColumn(),
-                progress.TransferSpeedColumn(),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """A new phase began."""
-        if self._bar is not None:
-            self._bar.console.print(f"[dim]{text} …[/dim]")
-        elif not self._quiet:
-            sys.stderr.write(f"{text} ...\n")
-
-    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
-        """So much of a transfer is done."""
-        if self._bar is None:
-            return
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what[-40:], total=total_bytes)
-        self._bar.update(self._tasks[what], completed=done_bytes, total=total_bytes)

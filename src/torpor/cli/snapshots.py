@@ -1,4 +1,4 @@
-"""snapshot create, ls, inspect, verify, rm, push, pull."""
+"""snapshot create, ls, inspect, verify, rm, gc: the snapshots of this node."""
 
 from __future__ import annotations
 
@@ -8,17 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, options, with_node
+from torpor.cli.context import (
+    Config,
+    Debug,
+    Home,
+    Json,
+    KeyFile,
+    StoreUrl,
+    options,
+    with_node,
+    with_repository,
+)
 from torpor.cli.output import print_json, print_table
+from torpor.host.cancel import in_thread
 from torpor.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from torpor.node.capture import Captured
-    from torpor.node.node import NamedSnapshot, Node
-    from torpor.snapshot.transfer import TransferReport
+    from torpor.node.catalogue import NamedSnapshot
+    from torpor.node.collect import Unneeded
+    from torpor.node.node import Node
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, move and delete snapshots.")
 
+Remote = Annotated[bool, typer.Option("--remote", help="In the store, not on this node.")]
 Reference = Annotated[str, typer.Argument(metavar="REF", help="A name, a digest, its beginning.")]
 
 
@@ -96,6 +109,8 @@ def list_snapshots(
 @app.command()
 def inspect(
     reference: Reference,
+    remote: Remote = False,
+    key_file: KeyFile = None,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -104,8 +119,16 @@ def inspect(
 ) -> None:
     """Show what a snapshot is made of and what it needs of a host.
 
+    With --remote: what the store has of it, sealed with which key or PLAIN, and how large that is.
+
     Example: torpor snapshot inspect ledger --json
     """
+    if remote:
+        from torpor.cli.stored import show_description
+        from torpor.snapshot.repository.describing import describe
+
+        with_repository(lambda repository, _: describe(repository, reference), show_description)
+        return
 
     def show(named: NamedSnapshot) -> None:
         manifest = msgspec.to_builtins(named.snapshot.manifest)
@@ -124,6 +147,8 @@ def inspect(
 @app.command()
 def verify(
     reference: Reference,
+    remote: Remote = False,
+    key_file: KeyFile = None,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -132,8 +157,18 @@ def verify(
 ) -> None:
     """Read every byte of a snapshot on this node and compare it with its digests.
 
-    Example: torpor snapshot verify ledger
+    With --remote: every byte that a name in the store needs, each chunk opened and verified.
+
+    Example: torpor snapshot verify ledger --remote
     """
+    if remote:
+        from torpor.cli.stored import show_verified, verify_stored
+
+        with_repository(
+            lambda repository, progress: verify_stored(repository, reference, progress),
+            show_verified,
+        )
+        return
     with_node(lambda node: node.verify(reference), _show_named)
 
 
@@ -154,40 +189,40 @@ def remove(
 
 
 @app.command()
-def push(
-    reference: Reference,
+def gc(
+    bases: Annotated[
+        bool, typer.Option("--bases", help="Bases too of which no snapshot here descends.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be deleted, delete nothing.")
+    ] = False,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Send a snapshot and its images to the store, under its name.
+    """Delete snapshots and apps from this node that no name, base or instance needs.
 
-    Example: torpor snapshot push ledger --store s3://functions/prod
-    """
-    with_node(lambda node: node.push(reference), _show_report)
+    A base that is deleted is made again by the next deploy on its image.
 
-
-@app.command()
-def pull(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="A name or a whole digest.")],
-    home: Home = None,
-    store: StoreUrl = None,
-    config: Config = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Fetch a snapshot from the store, with the images that this node lacks.
-
-    Example: torpor snapshot pull ledger --home /var/lib/torpor-b
+    Example: torpor snapshot gc --bases --dry-run
     """
 
-    async def work(node: Node) -> TransferReport:
-        _, report = await node.pull(reference)
-        return report
+    async def work(node: Node) -> list[Unneeded]:
+        return await in_thread(node.catalogue.collect, bases=bases, dry_run=dry_run)
 
-    with_node(work, _show_report)
+    def show(items: list[Unneeded]) -> None:
+        if options.as_json:
+            print_json({"dry_run": dry_run, "deleted": msgspec.to_builtins(items)})
+            return
+        rows = [(item.digest[:12], item.kind, format_size(item.size_bytes)) for item in items]
+        print_table(("DIGEST", "KIND", "ON DISK"), rows, empty="nothing to delete")
+        if items:
+            total = format_size(sum(item.size_bytes for item in items))
+            sys.stdout.write(f"{total} {'would be ' if dry_run else ''}freed\n")
+
+    with_node(work, show, collect=False)
 
 
 def _show_named(named: NamedSnapshot) -> None:
@@ -195,26 +230,6 @@ def _show_named(named: NamedSnapshot) -> None:
         print_json(_summary(named))
     else:
         sys.stdout.write(f"{named.snapshot.digest}\n")
-
-
-def _show_report(report: TransferReport) -> None:
-    if options.as_json:
-        print_json(
-            {
-                "snapshot": report.digest,
-                "moved_bytes": report.moved_bytes,
-                "duration_s": report.duration_s,
-                "objects": report.objects,
-            }
-        )
-        return
-    rate = format_size(report.moved_bytes / max(report.duration_s, 1e-9))
-    rows = [
-        ("snapshot", report.digest[:12]),
-        ("moved", format_size(report.moved_bytes)),
-        ("in", f"{format_duration(report.duration_s)}, {rate}/s"),
-    ]
-    print_table(("", ""), rows, empty="")
 
 
 def _summary(named: NamedSnapshot) -> dict[str, Any]:
