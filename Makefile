@@ -18,10 +18,10 @@ demo: setup ## show the main job on two nodes
 	@.venv/bin/torpor demo
 
 test: setup-test ## all tests
-	@$(PYTEST) tests/style tests/unit tests/property tests/fuzz tests/contract tests/host tests/vm tests/chaos
+	@$(PYTEST) tests/style tests/unit tests/property tests/fuzz tests/contract tests/commands tests/host tests/vm tests/chaos
 
 test-fast: setup-test ## tests without VMs
-	@$(PYTEST) -m "not vm" tests/style tests/unit tests/property tests/fuzz tests/contract tests/host
+	@$(PYTEST) -m "not vm" tests/style tests/unit tests/property tests/fuzz tests/contract tests/commands tests/host
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -183,7 +183,7 @@ def _show_report(report: TransferReport, key_id: str | None, *, extra: dict[str,
         return
     rate = format_size(report.moved_bytes / max(report.duration_s, 1e-9))
     rows = [
-        ("snapshot", report.digest[:12]),
+        ("snapshot", report.digest),
         *extra.items(),
         ("moved", format_size(report.moved_bytes)),
         ("in", f"{format_duration(report.duration_s)}, {rate}/s"),
