@@ -158,13 +158,6 @@ class ImageLibrary:
             raise Damaged(f"image {digest[:12]} is damaged", reason="its digest is another")
         self._publish(path, "app" if is_padded(path) else "image", "pulled")
 
-    def set_kind(self, digest: str, kind: Literal["image", "app"]) -> None:
-        """Say what an adopted file turned out to be. Raises NotFound."""
-        info = self.get(digest)
-        if info.kind != kind:
-            fresh = msgspec.structs.replace(info, kind=kind)
-            _write(self._info_path(info.digest), msgspec.json.encode(fresh))
-
     def _build_rootfs(self, rootfs: Path, progress: Callable[[str], None]) -> ImageInfo:
         progress(f"packing {rootfs}")
         with self._workspace() as work:

@@ -176,8 +176,6 @@ class Exchange:
 
     def _keep(self, reference: str, digest: Digest, manifest: Manifest) -> NamedSnapshot:
         """Give what arrived its name; a digest as name keeps what has no other."""
-        if manifest.function is not None:
-            self._parts.images.set_kind(manifest.function.app, "app")
         if manifest.kind != "base":
             self._parts.journal.set_ref(reference, digest)
         return self._catalogue.get(digest)
