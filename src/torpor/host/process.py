@@ -8,6 +8,7 @@ pidfd.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import select
@@ -23,7 +24,7 @@ from torpor.errors import DeadlineExceeded, HostUnfit, ProgramFailed
 from torpor.host.cancel import Cancelled, checkpoint, current_token, uncancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -168,11 +169,22 @@ def spawn(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    prepare: Callable[[], None] | None = None,
 ) -> ProcessId:
     """Start a program that outlives us, in a session of its own; its output is appended to `log`.
 
-    Raises HostUnfit when the program is not installed. The caller ends it by the returned identity.
+    `prepare` runs first, in a thread that does nothing else and ends: what it sets for its thread
+    the program inherits. Raises HostUnfit when the program is not installed. The caller ends it by
+    the returned identity.
     """
+    if prepare is not None:
+
+        def start() -> ProcessId:
+            prepare()
+            return spawn(argv, log=log, cwd=cwd, env=env, pass_fds=pass_fds)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            return thread.submit(start).result()
     words = [str(word) for word in argv]
     with log.open("ab") as output:
         try:
