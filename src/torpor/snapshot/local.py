@@ -1,6 +1,7 @@
 """The snapshots of one node: a directory each, named by its digest, immutable once it is there.
 
-ROOT/<digest>/manifest.json  memory  vmstate  disk  [written.json]
+ROOT/<digest>/manifest.json  memory  vmstate  disk  [written.json  working-set.json]
+ROOT/<digest>/manifest.json  served.json  vmstate  disk     memory is served by the pager
 ROOT/.staging-<pid>-<start>-<random>/     being made, by that process
 ROOT/.removed-<pid>-<start>-<random>/     being deleted
 """
@@ -12,11 +13,12 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from torpor.errors import Conflict, Damaged, InvalidInput, NotFound
+from torpor.errors import Conflict, Damaged, InvalidInput, NoSpace, NotFound
 from torpor.host.process import ProcessId
 from torpor.host.sparse import blake3_file, describe_sparse
 from torpor.snapshot.manifest import (
@@ -31,13 +33,15 @@ from torpor.snapshot.manifest import (
     encode_manifest,
     manifest_digest,
 )
+from torpor.snapshot.windows import Touched
 from torpor.units import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _WRITTEN: Final = "written.json"
+_SERVED: Final = "served.json"
+_WORKING_SET: Final = "working-set.json"
 _STAGING: Final = ".staging-"
 _REMOVED: Final = ".removed-"
 _SHORTEST_PREFIX: Final = 6
@@ -50,11 +54,13 @@ class LocalSnapshot:
     digest: Digest
     manifest: Manifest
     directory: Path
+    served: Path | None = None
+    """Where a pager serves the memory, None when it is here."""
 
     @property
     def memory(self) -> Path:
-        """Guest memory, sparse."""
-        return self.directory / "memory"
+        """Guest memory: sparse, or a pager's file while one serves it."""
+        return self.served or self.directory / "memory"
 
     @property
     def vmstate(self) -> Path:
@@ -76,6 +82,24 @@ class LocalSnapshot:
             return msgspec.json.decode(encoded, type=tuple[tuple[int, int], ...])
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
+
+    def working_set(self) -> tuple[Touched, ...]:
+        """The windows that a woken function touches, as trials found; () without a trial."""
+        try:
+            encoded = (self.directory / _WORKING_SET).read_bytes()
+            return msgspec.json.decode(encoded, type=tuple[Touched, ...])
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return ()
+
+    def record_working_set(self, touched: Sequence[Touched]) -> None:
+        """Keep what trials found; it appears whole. Raises NoSpace."""
+        fresh = self.directory / f".{_WORKING_SET}-{os.getpid()}"
+        try:
+            fresh.write_bytes(msgspec.json.encode(touched))
+            fresh.rename(self.directory / _WORKING_SET)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise NoSpace("a working set could not be kept", reason=str(error)) from None
 
     def disk_usage_bytes(self) -> int:
         """Bytes that the files occupy; pages shared by reflinks count in full."""
@@ -135,6 +159,19 @@ class Staging:
         encoded = encode_manifest(manifest)
         return self.publish_as(encoded, manifest_digest(encoded))
 
+    def publish_served(self, encoded: bytes, digest: Digest, *, memory: Path) -> Digest:
+        """Let a snapshot appear whose memory a pager serves at `memory`.
+
+        Nothing waits for the disk: a snapshot that a crash makes incomplete is fetched again.
+        """
+        (self.directory / "manifest.json").write_bytes(encoded)
+        (self.directory / _SERVED).write_bytes(msgspec.json.encode({"memory": str(memory)}))
+        for path in self.directory.iterdir():
+            path.chmod(0o400)
+        with contextlib.suppress(OSError):  # it is there already
+            self.directory.rename(self.root / digest)
+        return digest
+
     def publish_as(self, encoded: bytes, digest: Digest) -> Digest:
         """Let the snapshot appear under a manifest that describes the files already."""
         (self.directory / "manifest.json").write_bytes(encoded)
@@ -179,12 +216,16 @@ class LocalSnapshots:
                 hint="`torpor snapshot ls` lists them, `torpor snapshot pull` fetches one",
             ) from None
         manifest = decode_manifest(encoded, Digest(digest))
-        snapshot = LocalSnapshot(Digest(digest), manifest, directory)
-        for path, size in (
-            (snapshot.memory, manifest.memory.size_bytes),
+        snapshot = LocalSnapshot(
+            Digest(digest), manifest, directory, served=_read_served(directory)
+        )
+        files = [
             (snapshot.disk, manifest.disk.size_bytes),
             (snapshot.vmstate, manifest.vmstate.size_bytes),
-        ):
+        ]
+        if snapshot.served is None:
+            files.append((snapshot.memory, manifest.memory.size_bytes))
+        for path, size in files:
             if not path.exists():
                 raise _damaged(digest, path, "it is missing")
             if path.stat().st_size != size:
@@ -244,6 +285,14 @@ class LocalSnapshots:
             pid, ticks = path.name.split("-")[1:3]
             if not ProcessId(int(pid), int(ticks)).is_alive():
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_served(directory: Path) -> Path | None:
+    try:
+        encoded = (directory / _SERVED).read_bytes()
+        return Path(msgspec.json.decode(encoded, type=dict[str, str])["memory"])
+    except (FileNotFoundError, msgspec.MsgspecError, KeyError):
+        return None
 
 
 def _describe(path: Path) -> SparseFile:

@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 WINDOW_BYTES: Final = 16 * 1024
 _ZERO_WINDOW: Final = bytes(WINDOW_BYTES)
+
+
+class Touched(msgspec.Struct, frozen=True, array_like=True):
+    """Windows of one file, in the order of their first touch.
+
+    `file` is `memory`, `image` or `app`.
+    """
+
+    file: str
+    windows: tuple[int, ...]
 
 
 def covering_windows(extents: Iterable[tuple[int, int]]) -> Iterator[int]:

@@ -25,18 +25,17 @@ from torpor.snapshot.repository.records import (
     Link,
     SnapshotRecord,
     WakeLink,
-    WakeRecord,
     hash_bytes,
     seal,
 )
 from torpor.snapshot.repository.repository import (
-    SELF_PACK,
     StoredSnapshot,
     image_prefix,
     new_id,
     snapshot_prefix,
 )
 from torpor.snapshot.repository.sealing import Sealer, Source
+from torpor.snapshot.repository.wake import WakeObject
 from torpor.snapshot.transfer import TransferReport
 from torpor.snapshot.windows import WINDOW_BYTES, covering_windows
 
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.repository import Repository, StoredRef
     from torpor.snapshot.transfer import Progress
     from torpor.units import Digest
-
-_WAKE_DISK_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -231,30 +228,20 @@ class _Pusher:
     # objects
 
     def _put_wake(self, local: LocalSnapshot, disk: list[tuple[Entry, bytes]]) -> WakeLink:
-        size = local.manifest.vmstate.size_bytes
-        vmstate = self._sealer.seal_all(local.vmstate, size)
-        files = {"vmstate": (size, vmstate)}
-        if sum(len(sealed) for _, sealed in disk) <= _WAKE_DISK_BYTES:
-            files["disk"] = (local.manifest.disk.size_bytes, disk)
-        data = bytearray()
-        maps = {}
-        for name, (size_bytes, chunks) in files.items():
-            entries = []
-            for entry, sealed in chunks:
-                place = Location(SELF_PACK, len(data), len(sealed))
-                entries.append(Entry(entry.window, entry.chunk_id, place))
-                data += sealed
-            maps[name] = encode_map(size_bytes, entries)
-        key = f"{snapshot_prefix(self._domain, local.digest)}{new_id().hex()}/wake"
-        header = seal(self._domain, key, WakeRecord(files=maps, working_set=()))
-        self._repository.store.put(key, header + data)
-        self._report.moved(key, len(header) + len(data))
-        return WakeLink(
-            key=key,
-            size_bytes=len(header) + len(data),
-            header_bytes=len(header),
-            hash=hash_bytes(header),
-        )
+        prefix = snapshot_prefix(self._domain, local.digest)
+        wake = WakeObject(self._domain, f"{prefix}{new_id().hex()}/wake")
+        vmstate_bytes = local.manifest.vmstate.size_bytes
+        wake.add_file("vmstate", vmstate_bytes, self._sealer.seal_all(local.vmstate, vmstate_bytes))
+        wake.add_disk(local.manifest.disk.size_bytes, disk)
+        function = local.manifest.function
+        images = {"image": self._images[local.manifest.image]}
+        if function is not None:
+            images["app"] = self._images[function.app]
+        wake.add_working_set(local, images, level=self.options.level)
+        link, data = wake.finish()
+        self._repository.store.put(link.key, data)
+        self._report.moved(link.key, len(data))
+        return link
 
     def _put(self, key: str, record: SnapshotRecord | ImageRecord) -> Link:
         data = seal(self._domain, key, record)

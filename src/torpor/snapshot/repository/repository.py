@@ -36,6 +36,7 @@ from torpor.snapshot.repository.records import (
     Kind,
     Link,
     RefRecord,
+    SegmentRecord,
     SnapshotRecord,
     WakeLink,
     WakeRecord,
@@ -45,6 +46,7 @@ from torpor.snapshot.repository.records import (
     seal,
     unseal,
 )
+from torpor.snapshot.repository.working_set import segment_windows
 from torpor.store.interface import Absent, Etag
 from torpor.units import Digest, is_name, parse_digest, parse_name
 
@@ -108,11 +110,15 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class WakeHeader:
-    """The header of a wake object: a map for each file in it, offsets within the object."""
+    """The header of a wake object: a map for each file in it, offsets within the object.
+
+    The offsets of the working set's segments are as they are stored: from the header's end on.
+    """
 
     link: WakeLink
     domain: Domain
     files: dict[str, FileMap]
+    working_set: tuple[SegmentRecord, ...]
 
 
 class Repository:
@@ -207,8 +213,8 @@ class Repository:
 
     def read_snapshot(self, digest: Digest, link: Link) -> StoredSnapshot:
         """A snapshot's record by the link that points to it."""
-        data = self._linked(link, Kind.MANIFEST)
-        return self._decode_snapshot(digest, link, data)
+        data = self.read_linked(link, Kind.MANIFEST)
+        return self.decode_snapshot(digest, link, data)
 
     def find_snapshot(
         self, digest: Digest, *, domain: Domain | None = None, without: Iterable[str] = ()
@@ -226,7 +232,7 @@ class Repository:
                 try:
                     data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.MANIFEST))
                     link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
-                    found = self._decode_snapshot(digest, link, data)
+                    found = self.decode_snapshot(digest, link, data)
                     if found.domain.key_id == candidate.key_id:
                         return found
                 except (ObjectMissing, Damaged, Incompatible, KeyMissing):
@@ -259,14 +265,19 @@ class Repository:
             files[name] = decoded
         if "vmstate" not in files:
             raise damaged(link.key, "it has no vmstate")
-        return WakeHeader(link, domain, files)
+        for segment in record.working_set:
+            try:
+                segment_windows(segment, data_bytes=data_bytes)
+            except Damaged as error:
+                raise damaged(link.key, str(error)) from None
+        return WakeHeader(link, domain, files, record.working_set)
 
     # images
 
     def read_image(self, image: ImageLink) -> StoredImage:
         """An image's record by the link that points to it."""
-        data = self._linked(image.record, Kind.IMAGE)
-        found = self._decode_image(image.digest, image.record, data)
+        data = self.read_linked(image.record, Kind.IMAGE)
+        found = self.decode_image(image.digest, image.record, data)
         if found.content.size_bytes != image.size_bytes:
             raise damaged(image.record.key, "its image has another length than its link says")
         return found
@@ -280,7 +291,7 @@ class Repository:
             try:
                 data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.IMAGE))
                 link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
-                found = self._decode_image(digest, link, data)
+                found = self.decode_image(digest, link, data)
                 if found.domain.key_id == self.domain.key_id:
                     return found
             except (ObjectMissing, Damaged, Incompatible, KeyMissing):
@@ -308,7 +319,8 @@ class Repository:
 
     # inside
 
-    def _decode_snapshot(self, digest: Digest, link: Link, data: bytes) -> StoredSnapshot:
+    def decode_snapshot(self, digest: Digest, link: Link, data: bytes) -> StoredSnapshot:
+        """A snapshot's record from the bytes of its object."""
         record, domain = unseal(self.keyring, link.key, data, SnapshotRecord)
         try:
             manifest = decode_manifest(record.manifest, digest)
@@ -344,7 +356,8 @@ class Repository:
             base=record.base,
         )
 
-    def _decode_image(self, digest: Digest, link: Link, data: bytes) -> StoredImage:
+    def decode_image(self, digest: Digest, link: Link, data: bytes) -> StoredImage:
+        """An image's record from the bytes of its object."""
         record, domain = unseal(self.keyring, link.key, data, ImageRecord)
         if record.digest != digest:
             raise damaged(link.key, "it is the record of another image")
@@ -354,7 +367,8 @@ class Repository:
             raise damaged(link.key, str(error)) from None
         return StoredImage(digest, link, domain, content)
 
-    def _linked(self, link: Link, kind: Kind) -> bytes:
+    def read_linked(self, link: Link, kind: Kind) -> bytes:
+        """The bytes of the object that a link vouches for."""
         if not 0 < link.size_bytes <= _limit(kind):
             raise damaged(link.key, f"a length of {link.size_bytes} bytes")
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged
@@ -21,18 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.snapshot.repository.domain import Domain
+    from torpor.snapshot.windows import Touched
 
 SEGMENT_WINDOWS: Final = 64
 FILES: Final = ("memory", "image", "app")
 _HEADER: Final = b"TORPOR-SEGMENT-1"
-
-
-@dataclass(frozen=True)
-class Touched:
-    """Windows of one file in the order of their first touch."""
-
-    file: str
-    windows: tuple[int, ...]
 
 
 def seal_segments(
