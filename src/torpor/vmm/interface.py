@@ -56,7 +56,8 @@ class VmConfig:
 
     `directory` is the instance's own, where sockets and logs go. `memory` is the file that becomes
     the guest's memory by private mapping: it is never written. `namespace` is the network namespace
-    in which `tap` exists; with None the guest's network card is connected to nothing.
+    in which `tap` exists; with None the guest's network card is connected to nothing. With
+    `paged`, memory comes from a pager: a missing page must not bring a huge one along.
     """
 
     directory: Path
@@ -71,6 +72,7 @@ class VmConfig:
     namespace: str | None = None
     tap: str = "tap0"
     guest_mac: str = "06:00:ac:10:00:02"
+    paged: bool = False
 
     @property
     def console_log(self) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import HostUnfit, VmmFailed
 from torpor.host import cpu, pagemap, process
 from torpor.host.cancel import in_thread
+from torpor.host.seccomp import refuse_huge_pages
 from torpor.host.tsc import measure_tsc_khz
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
@@ -185,7 +186,11 @@ class QemuVmm(Vmm):
             if config.namespace is not None:
                 command = ["nsenter", f"--net=/run/netns/{config.namespace}", "--", *command]
             self._process = process.spawn(
-                command, log=config.vmm_log, cwd=config.directory, pass_fds=[listener.fileno()]
+                command,
+                log=config.vmm_log,
+                cwd=config.directory,
+                pass_fds=[listener.fileno()],
+                prepare=refuse_huge_pages if config.paged else None,
             )
 
     async def _connected(self) -> Monitor:
