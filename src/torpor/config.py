@@ -105,6 +105,22 @@ class Settings:
         "repository", _parse_transfer, "repository: only what is new, sealed; whole: for comparison"
     )
     zstd_level: int = _row(3, _parse_level, "compression of chunks, 1 to 19")
+    lazy: bool = _row(
+        False,
+        _parse_yes_no,
+        "wake what is only in the store while it still arrives; no: fetch it whole first",
+    )
+    cache_bytes: int = _row(2 * 1024**3, parse_size, "the pager's chunk cache on disk, at most")
+    pager_deadline_s: float = _row(
+        30.0, parse_duration, "an instance ends when a window cannot be had within this"
+    )
+    pager_stays: bool = _row(
+        False, _parse_yes_no, "leave the pager running when nothing is open any more"
+    )
+    hydrate_bytes: int = _row(
+        0, parse_size, "fetch up to so much of a woken snapshot's rest in the background"
+    )
+    hydrate_s: float = _row(300.0, parse_duration, "hydrate no longer than this")
     s3_endpoint: str = _row("", str, "S3 endpoint URL, for stores other than AWS")
     s3_region: str = _row("us-east-1", str, "S3 region")
     s3_access_key_id: str = _row("", str, "S3 key id; empty: AWS_* variables", secret=True)

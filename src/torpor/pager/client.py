@@ -1,0 +1,246 @@
+"""The pager as its node sees it: started when it is needed, asked, ended, cleaned up after."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from torpor.errors import HostUnfit, VmmFailed
+from torpor.host.cancel import checkpoint
+from torpor.host.fuse.connection import unmount
+from torpor.host.lock import exclusive
+from torpor.host.process import spawn
+from torpor.pager import control
+from torpor.pager.control import PagerGone
+from torpor.pager.keeper import Job, Places
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torpor.config import Settings
+    from torpor.pager.control import Line
+    from torpor.pager.source import Source
+    from torpor.units import Digest
+
+_START_S: Final = 30.0
+_STOP_S: Final = 20.0
+_LOCK_S: Final = 60.0
+_TRIES: Final = 40
+_LOOK_AGAIN_S: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Served:
+    """An open snapshot: where its files are, by name: memory, and the image and app that lack."""
+
+    digest: Digest
+    files: dict[str, Path]
+
+
+class PagerClient:
+    """One node's pager. Blocking; any thread. Nothing is started before it is needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._places = Places(settings.home)
+
+    def ensure(self) -> None:
+        """Have a keeper and a pager running. Raises HostUnfit with what the pager's log says."""
+        if self._is_complete():
+            return
+        with self._lock():
+            if self._is_complete():
+                return
+            adopt = self._answers()
+            if not adopt:
+                self._clear()
+                self._places.directory.mkdir(mode=0o700)
+            self._start(adopt=adopt)
+
+    def open(
+        self,
+        reference: str,
+        source: Source,
+        *,
+        expect: Digest | None = None,
+        here: Sequence[str] = (),
+        push: bool = True,
+    ) -> Served:
+        """Open a snapshot; it then is among the node's. Raises what the pager raises."""
+        answer = self._ask(
+            "open",
+            reference=reference,
+            source=msgspec.to_builtins(source),
+            expect=expect,
+            here=list(here),
+            push=push,
+        )
+        files = {
+            name: self._places.mount.joinpath(*parts) for name, parts in answer["files"].items()
+        }
+        return Served(answer["digest"], files)
+
+    def go(self, digest: Digest) -> None:
+        """Push its working set, now that its files are open somewhere."""
+        self._ask("go", digest=digest)
+
+    def wait_pushed(self, digest: Digest, *, timeout_s: float) -> bool:
+        """Whether the push ended in time."""
+        return bool(self._ask("wait_pushed", digest=digest, timeout_s=timeout_s)["ended"])
+
+    def hydrate(self, digest: Digest, *, limit_bytes: int, limit_s: float) -> None:
+        """Fetch the rest in the background, within bounds."""
+        self._ask("hydrate", digest=digest, limit_bytes=limit_bytes, limit_s=limit_s)
+
+    def wait_hydrated(self, digest: Digest, *, timeout_s: float) -> bool:
+        """Whether hydration ended in time with everything here."""
+        answer = self._ask("wait_hydrated", digest=digest, timeout_s=timeout_s)
+        return bool(answer["ended"] and answer["complete"])
+
+    def close(self, digest: Digest) -> int:
+        """Serve a snapshot no more; how many stay open. 0 without a pager."""
+        if not self._answers():
+            return 0
+        return int(self._ask("close", digest=digest)["open"])
+
+    def failure(self, digest: Digest) -> str:
+        """Why a window of a snapshot could not be had; empty if all could."""
+        try:
+            return str(self._ask("failure", digest=digest)["failure"])
+        except (PagerGone, HostUnfit):
+            return "the pager ended"
+
+    def counters(self) -> dict[str, Any]:
+        """What was counted; see `Pager.counters`."""
+        return self._ask("counters")
+
+    def is_running(self) -> bool:
+        """Whether a pager answers."""
+        return self._answers()
+
+    def stop(self) -> None:
+        """End pager and keeper, unmount, delete. VMs that map its files end."""
+        with self._lock():
+            if self._answers():
+                with contextlib.suppress(PagerGone):
+                    line = self._connect()
+                    line.ask("stop")
+                    line.close()
+                keeper = self._places.identity("keeper")
+                if keeper is not None:
+                    keeper.wait(timeout_s=_STOP_S)
+            self._clear()
+
+    def reconcile(self) -> bool:
+        """Remove what dead keepers and pagers left; whether a pager is running."""
+        if not self._places.directory.exists():
+            return False
+        if self._answers():
+            return True
+        with self._lock():
+            if not self._answers():
+                self._clear()
+                return False
+        return True
+
+    def explain(self, error: VmmFailed, digest: Digest) -> VmmFailed:
+        """A VM's end, with the missing window as its reason if there was one."""
+        failure = self.failure(digest)
+        if not failure:
+            return error
+        return VmmFailed(error.message, reason=failure, hint="check the store, then wake it again")
+
+    # inside
+
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        path = self._settings.home / "locks" / "pager"
+        return exclusive(path, timeout_s=_LOCK_S, what="this home's pager")
+
+    def _is_complete(self) -> bool:
+        keeper = self._places.identity("keeper")
+        return keeper is not None and keeper.is_alive() and self._answers()
+
+    def _answers(self) -> bool:
+        """Whether a process of the recorded pair is alive and the socket is there."""
+        alive = [
+            identity
+            for who in ("pager", "keeper")
+            if (identity := self._places.identity(who)) is not None and identity.is_alive()
+        ]
+        return bool(alive) and (self._places.directory / control.SOCKET_NAME).exists()
+
+    def _connect(self) -> Line:
+        try:
+            return control.connect(self._places.directory)
+        except FileNotFoundError:
+            raise PagerGone("no pager answers") from None
+
+    def _ask(self, op: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Ask, again while the keeper replaces a pager that died; every request may be repeated."""
+        for attempt in range(_TRIES):
+            checkpoint()
+            self.ensure()
+            try:
+                line = self._connect()
+                try:
+                    return line.ask(op, **arguments)
+                finally:
+                    line.close()
+            except PagerGone:
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(_LOOK_AGAIN_S)
+        raise AssertionError("the loop returns or raises")
+
+    def _start(self, *, adopt: bool) -> None:
+        ready, tell = os.pipe()
+        try:
+            job = Job(
+                home=str(self._settings.home.absolute()),
+                cache_bytes=self._settings.cache_bytes,
+                deadline_s=self._settings.pager_deadline_s,
+                adopt=adopt,
+                ready=tell,
+            )
+            log = self._places.directory / "log"
+            extra = {k: v for k, v in os.environ.items() if k == "TORPOR_PAGER_BARRIER"}
+            spawn(
+                [sys.executable, "-m", "torpor.pager.keeper", msgspec.json.encode(job).decode()],
+                log=log,
+                cwd=self._places.directory,
+                env=extra,
+                pass_fds=[tell],
+            )
+        finally:
+            os.close(tell)
+        try:
+            answered = select.select([ready], [], [], _START_S)[0] and os.read(ready, 16)
+        finally:
+            os.close(ready)
+        if not answered:
+            words = log.read_text(errors="replace").strip().splitlines()[-15:]
+            self._clear()
+            raise HostUnfit(
+                "the pager did not start",
+                reason="\n".join(words),
+                hint="`torpor doctor` tells whether this host can run it; TORPOR_LAZY=no does"
+                " without",
+            )
+
+    def _clear(self) -> None:
+        """Remove everything of a pager that does not answer; the caller holds the lock."""
+        for who in ("keeper", "pager"):
+            identity = self._places.identity(who)
+            if identity is not None and identity.is_alive():
+                unmount(self._places.mount)  # a thread that waits for a page of it ends first
+                identity.kill()
+        if self._places.directory.exists():
+            self._places.remove()

@@ -1,0 +1,165 @@
+"""Opening a snapshot for a wake: ref, then manifest and the wake object's beginning side by side.
+
+Two serial round trips, one when the digest is known. The records of images come after that, while
+the VMM starts: a read of an image waits for its record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import Conflict, Damaged, NotFound, ObjectMissing
+from torpor.host.sparse import hash_extents, write_at
+from torpor.host.threads import submit
+from torpor.snapshot.repository.fetching import Plan, fetch, open_window
+from torpor.snapshot.repository.records import Kind, damaged
+from torpor.snapshot.repository.repository import pack_key
+from torpor.snapshot.windows import WINDOW_BYTES, window_length
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from pathlib import Path
+
+    from torpor.snapshot.local import LocalSnapshots
+    from torpor.snapshot.repository.filemap import FileMap
+    from torpor.snapshot.repository.records import Link, WakeLink
+    from torpor.snapshot.repository.repository import Repository, StoredSnapshot, WakeHeader
+    from torpor.units import Digest
+
+_BEGINNING_BYTES: Final = 192 * 1024
+
+
+@dataclass(frozen=True)
+class OpenedSnapshot:
+    """A snapshot's record, its wake header, and the beginning of the wake object's bytes.
+
+    The beginning holds at least the header and the files in it.
+    """
+
+    stored: StoredSnapshot
+    manifest_object: bytes
+    wake: WakeHeader
+    beginning: bytes
+
+
+def resolve(
+    repository: Repository, reference: str, *, expect: Digest | None
+) -> tuple[Digest, Link, WakeLink | None]:
+    """What a ref or digest means: one request for a ref. Raises NotFound, Conflict."""
+    if len(reference) == 64:
+        digest, link = repository.resolve(reference)
+        return digest, link, None
+    ref = repository.read_ref(reference)
+    if ref is None:
+        raise NotFound(
+            f"there is no {reference!r}, neither on this node nor in the store",
+            hint="`torpor ls` and `torpor snapshot ls` list what is here; push it where it is",
+        )
+    if expect is not None and ref.record.snapshot != expect:
+        raise Conflict(
+            f"{reference} points to snapshot {ref.record.snapshot[:12]}, not to {expect[:12]}",
+            reason="it was moved, or an old ref was put back",
+            hint="ask whoever pushed it which snapshot is the right one",
+        )
+    return ref.record.snapshot, ref.record.manifest, ref.record.wake
+
+
+def open_snapshot(
+    repository: Repository,
+    digest: Digest,
+    link: Link,
+    wake: WakeLink | None,
+    pool: concurrent.futures.ThreadPoolExecutor,
+) -> OpenedSnapshot:
+    """Everything that a wake needs before the guest runs, verified.
+
+    Raises Damaged, ObjectMissing, KeyMissing, Incompatible naming the object.
+    """
+    beginning = None if wake is None else submit(pool, lambda: _read_beginning(repository, wake))
+    encoded = repository.read_linked(link, Kind.MANIFEST)
+    stored = repository.decode_snapshot(digest, link, encoded)
+    data = b"" if beginning is None else beginning.result()
+    if wake != stored.wake:  # by digest, or a ref that names another push's wake object
+        data = _read_beginning(repository, stored.wake)
+    header = repository.decode_wake(stored.wake, data[: stored.wake.header_bytes])
+    files = [header.files["vmstate"]]
+    if "disk" in header.files:
+        files.append(header.files["disk"])
+    data += _rest(repository, stored.wake, files, len(data))
+    return OpenedSnapshot(stored, encoded, header, data)
+
+
+def publish(
+    repository: Repository, opened: OpenedSnapshot, snapshots: LocalSnapshots, *, memory: Path
+) -> None:
+    """Let the snapshot appear on this node: device state and disk as files, memory served.
+
+    `memory` is where the pager serves it. Raises Damaged, ObjectMissing, NoSpace; StoreError.
+    """
+    stored, manifest = opened.stored, opened.stored.manifest
+    with snapshots.stage() as staging:
+        vmstate = opened.wake.files["vmstate"]
+        if vmstate.size_bytes != manifest.vmstate.size_bytes:
+            raise damaged(stored.wake.key, f"a vmstate of {vmstate.size_bytes} bytes")
+        _write(staging.vmstate, opened, vmstate)
+        disk = opened.wake.files.get("disk")
+        if disk is not None and disk.size_bytes == stored.disk.size_bytes:
+            _write(staging.disk, opened, disk)
+        else:
+            _fetch_disk(repository, stored, staging.disk)
+        if hash_extents(staging.disk, manifest.disk.extents) != manifest.disk.digest:
+            raise damaged(stored.link.key, "disk has another digest than its manifest says")
+        staging.publish_served(stored.encoded_manifest, stored.digest, memory=memory)
+
+
+def _write(path: Path, opened: OpenedSnapshot, file: FileMap) -> None:
+    view = memoryview(opened.beginning)
+    key = opened.wake.link.key
+    with path.open("xb", buffering=0) as target:
+        target.truncate(file.size_bytes)
+        for entry in file:
+            place = entry.location
+            sealed = view[place.offset : place.offset + place.length]
+            try:
+                content = open_window(opened.wake.domain, entry.chunk_id, sealed)
+            except Damaged as error:
+                raise damaged(key, f"{error}, at offset {place.offset}") from None
+            if len(content) != window_length(entry.window, file.size_bytes):
+                raise damaged(key, f"window {entry.window} has {len(content)} bytes")
+            write_at(target.fileno(), content, entry.window * WINDOW_BYTES)
+
+
+def _fetch_disk(repository: Repository, stored: StoredSnapshot, path: Path) -> None:
+    """A disk that is too large for a wake object."""
+    plan = Plan()
+    with path.open("xb", buffering=0) as target:
+        target.truncate(stored.disk.size_bytes)
+        plan.add_file(
+            stored.disk,
+            pack_key,
+            size_bytes=stored.disk.size_bytes,
+            domain=stored.domain,
+            descriptor=target.fileno(),
+        )
+        fetch(repository.store, plan, arrived=lambda key, size_bytes: None)
+
+
+def _read_beginning(repository: Repository, wake: WakeLink) -> bytes:
+    length = min(wake.size_bytes, wake.header_bytes + _BEGINNING_BYTES)
+    try:
+        return repository.store.get_range(wake.key, 0, length)
+    except ObjectMissing:
+        raise ObjectMissing(
+            f"the store has no object {wake.key}",
+            reason="what points to it is there",
+            hint="push the snapshot again",
+        ) from None
+
+
+def _rest(repository: Repository, wake: WakeLink, files: list[FileMap], length: int) -> bytes:
+    end = max(
+        (entry.location.offset + entry.location.length for file in files for entry in file),
+        default=0,
+    )
+    return repository.store.get_range(wake.key, length, end - length) if end > length else b""

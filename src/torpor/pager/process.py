@@ -1,0 +1,165 @@
+"""The pager's process: serves the mount and answers its clients until it is told to end.
+
+The main thread does nothing but wait: its end tells the keeper that the process was killed, even
+while other threads are stuck in the kernel (see `host.fuse.connection.wait_dying`).
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from torpor.errors import InternalError, InvalidInput, TorporError
+from torpor.host.fuse.server import Server
+from torpor.pager.control import Line, PagerGone
+from torpor.pager.pager import Limits, Pager
+from torpor.pager.served import ServedFiles
+from torpor.pager.source import Source
+from torpor.units import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torpor.host.fuse.connection import Connection
+
+_WORKERS: Final = 8
+
+log = logging.getLogger("torpor.pager")
+
+
+def serve(
+    connection: Connection,
+    listener: socket.socket,
+    home: Path,
+    limits: Limits,
+    *,
+    take_over: bool,
+    trace: Callable[[str], None] = lambda place: None,
+) -> None:
+    """Be the pager of a home until a client asks to stop or SIGTERM comes; then return.
+
+    With `take_over` another pager died before: what it served is served on, what it left
+    unanswered is answered. `trace` is told of named places, for tests that kill there.
+    """
+    files = ServedFiles()
+    server = Server(
+        connection, files, workers=_WORKERS, trace=lambda place, header: trace(f"fuse {place}")
+    )
+    pager = Pager(home, server, files, limits)
+    pager.recover()
+    if take_over:
+        server.take_over()
+    else:
+        server.start()
+    ended = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, frame: ended.set())
+    _Clients(pager, connection, listener, ended, trace).start()
+    ended.wait()
+
+
+class _Clients:
+    """Accepts clients and answers each in a thread of its own."""
+
+    def __init__(
+        self,
+        pager: Pager,
+        connection: Connection,
+        listener: socket.socket,
+        ended: threading.Event,
+        trace: Callable[[str], None],
+    ) -> None:
+        self._pager = pager
+        self._connection = connection
+        self._listener = listener
+        self._ended = ended
+        self._trace = trace
+        self._ops: dict[str, Callable[..., dict[str, Any]]] = {
+            "hello": self._hello,
+            "open": self._open,
+            "go": pager.go,
+            "wait_pushed": pager.wait_pushed,
+            "hydrate": pager.hydrate,
+            "wait_hydrated": pager.wait_hydrated,
+            "close": pager.close,
+            "failure": pager.failure,
+            "counters": pager.counters,
+            "stop": self._stop,
+        }
+
+    def start(self) -> None:
+        """Accept in the background."""
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(
+                target=self._talk, args=(connection,), name="client", daemon=True
+            ).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        line = Line(connection)
+        try:
+            while (request := line.receive()) is not None:
+                self._trace(f"asked {request.get('op')}")
+                answer = self._answer(request, connection)
+                self._trace(f"answering {request.get('op')}")
+                line.send(answer)
+        except (PagerGone, InternalError) as error:
+            log.info("client gone error=%s", error)
+        finally:
+            line.close()
+
+    def _answer(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
+        op = request.pop("op", None)
+        try:
+            if op == "descriptors":
+                return {"ok": self._pass_descriptors(connection)}
+            work = self._ops.get(str(op))
+            if work is None:
+                raise InvalidInput(f"the pager cannot {str(op)[:40]!r}")
+            return {"ok": work(**request)}
+        except TorporError as error:
+            return {"error": error.to_dict()}
+        except Exception as error:
+            log.exception("%s failed", op)
+            failure = InternalError(f"the pager failed to {op}", reason=repr(error))
+            return {"error": failure.to_dict()}
+
+    def _hello(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "resend": self._connection.negotiated.has_resend}
+
+    def _open(
+        self,
+        reference: str,
+        source: dict[str, Any],
+        expect: str | None,
+        here: list[str],
+        push: bool,
+    ) -> dict[str, Any]:
+        return self._pager.open(
+            reference,
+            msgspec.convert(source, Source),
+            expect=None if expect is None else Digest(expect),
+            here=here,
+            push=push,
+        )
+
+    def _stop(self) -> dict[str, Any]:
+        self._ended.set()
+        return {}
+
+    def _pass_descriptors(self, connection: socket.socket) -> dict[str, Any]:
+        """Hand the mount and the listening socket to a new keeper (SCM_RIGHTS, unix(7))."""
+        numbers = array.array("i", [*self._connection.descriptors, self._listener.fileno()])
+        socket.send_fds(connection, [b"\n"], list(numbers))
+        return {"connection": self._connection.describe()}

@@ -1,0 +1,205 @@
+"""Files that a pager serves: their windows found in the chunk cache, else in the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import TorporError
+from torpor.host.fuse.files import Tree
+from torpor.pager.fetcher import Chunk, Fetcher, Priority
+from torpor.snapshot.repository.repository import pack_key
+from torpor.snapshot.windows import WINDOW_BYTES, window_length
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torpor.host.fuse.files import Buffer, Call, Data, Node
+    from torpor.pager.cache import ChunkCache
+    from torpor.snapshot.repository.domain import Domain
+    from torpor.snapshot.repository.filemap import Entry, FileMap
+    from torpor.store.interface import Store
+
+_ZEROS: Final = bytes(WINDOW_BYTES)
+
+log = logging.getLogger("torpor.pager")
+
+
+@dataclass
+class Counters:
+    """What a file's readers asked for, windows by where they were, and how long they stood still.
+
+    `zero` windows are nowhere, `cache` is the chunk cache, `store` came from the bucket meanwhile,
+    `pushed` were put into the page cache ahead of any reader. Times are in seconds, summed over
+    reads, each counted where its slowest window was.
+    """
+
+    reads: int = 0
+    zero: int = 0
+    cache: int = 0
+    store: int = 0
+    pushed: int = 0
+    stalled_s: dict[str, float] = field(
+        default_factory=lambda: {"zero": 0.0, "cache": 0.0, "store": 0.0}
+    )
+
+
+@dataclass
+class StoredFile:
+    """A file whose windows are chunks in a store. Any thread may read it.
+
+    Its map may be on its way still: a read then waits for it.
+    `failure` is set when a window could not be had: from then on every read that needs the store
+    fails at once, so that the VM which maps the file ends and nobody waits again.
+    """
+
+    size_bytes: int
+    arriving: concurrent.futures.Future[FileMap]
+    store: Store
+    domain: Domain
+    cache: ChunkCache | None
+    fetcher: Fetcher
+    counters: Counters = field(default_factory=Counters)
+    failure: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def map(self) -> FileMap:
+        """Where each window lies. Blocks until that is known; raises what kept it from coming."""
+        return self.arriving.result()
+
+    def read(self, offset: int, length: int) -> list[Buffer]:
+        """The bytes from `offset`, in pieces. Raises OSError when a window cannot be had."""
+        began = time.perf_counter()
+        first, last = offset // WINDOW_BYTES, (offset + length - 1) // WINDOW_BYTES
+        try:
+            known = self.map
+        except TorporError as error:
+            self.failure = str(error)
+            raise OSError(self.failure) from None
+        entries = {window: known.get(window) for window in range(first, last + 1)}
+        contents, slowest = self._contents(entries)
+        pieces = [_cut(contents[w], w, offset, offset + length, self.size_bytes) for w in entries]
+        with self._lock:
+            self.counters.reads += 1
+            self.counters.stalled_s[slowest] += time.perf_counter() - began
+        return pieces
+
+    def chunk(self, entry: Entry) -> Chunk:
+        """What the fetcher needs to know of a window."""
+        place = entry.location
+        key = pack_key(place.pack)
+        return Chunk(self.store, key, place.offset, place.length, entry.chunk_id, self.domain)
+
+    def is_here(self, entry: Entry) -> bool:
+        """Whether the chunk cache seems to have a window."""
+        return self.cache is not None and self.cache.has(entry.chunk_id)
+
+    def _contents(self, entries: dict[int, Entry | None]) -> tuple[dict[int, bytes], str]:
+        contents: dict[int, bytes] = {}
+        missing: dict[int, Entry] = {}
+        zero = 0
+        for window, entry in entries.items():
+            if entry is None:
+                contents[window] = _ZEROS
+                zero += 1
+                continue
+            cached = None
+            if self.cache is not None:
+                cached = self.cache.get(entry.chunk_id, self.domain.chunk_id)
+            if cached is None:
+                missing[window] = entry
+            else:
+                contents[window] = cached
+        if missing:
+            found = self._fetch(missing)
+            contents |= {window: found[entry.chunk_id] for window, entry in missing.items()}
+        with self._lock:
+            self.counters.zero += zero
+            self.counters.store += len(missing)
+            self.counters.cache += len(entries) - zero - len(missing)
+        if missing:
+            return contents, "store"
+        return contents, "zero" if zero == len(entries) else "cache"
+
+    def _fetch(self, missing: dict[int, Entry]) -> dict[bytes, bytes]:
+        if self.failure:
+            raise OSError(self.failure)
+        try:
+            return self.fetcher.fetch(map(self.chunk, missing.values()), Priority.DEMAND)
+        except TorporError as error:
+            self.failure = f"window {min(missing)}: {error}"
+            raise OSError(self.failure) from None
+
+
+@dataclass
+class LocalFile:
+    """A file of this node, whose reads are put down: what a trial learns a working set from."""
+
+    path: Path
+    size_bytes: int
+    _descriptor: int = -1
+    _touched: dict[int, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, length: int) -> list[Buffer]:
+        """The bytes from `offset`. Raises OSError."""
+        first, last = offset // WINDOW_BYTES, (offset + length - 1) // WINDOW_BYTES
+        self._touched.update(dict.fromkeys(range(first, last + 1)))
+        return [os.pread(self._descriptor, length, offset)]
+
+    def touched(self) -> tuple[int, ...]:
+        """The windows that were read so far, in the order of their first read."""
+        return tuple(self._touched)
+
+    def close(self) -> None:
+        """Free the descriptor."""
+        os.close(self._descriptor)
+
+
+class ServedFiles(Tree):
+    """The files of a mount by path: what the FUSE server asks (see `host.fuse.files.Files`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._content: dict[int, StoredFile | LocalFile] = {}
+        self.failed: Callable[[Node, str], None] = lambda node, reason: None
+
+    def serve(self, parts: Sequence[str], file: StoredFile | LocalFile) -> Node:
+        """Let a file appear; the same path again replaces nothing."""
+        node = self.add(parts, size_bytes=file.size_bytes)
+        self._content.setdefault(node.id, file)
+        return node
+
+    def withdraw(self, parts: Sequence[str]) -> Node:
+        """Take a file away. Raises FileNotFoundError."""
+        node = self.remove(parts)
+        del self._content[node.id]
+        return node
+
+    def read(self, node: Node, offset: int, length: int, call: Call, /) -> Data:
+        """See Files."""
+        try:
+            return self._content[node.id].read(offset, length)
+        except OSError as error:
+            log.error("read failed file=%s offset=%d error=%s", "/".join(node.parts), offset, error)
+            self.failed(node, str(error))
+            raise OSError(5, str(error)) from None
+
+
+def _cut(content: bytes, window: int, begin: int, end: int, size_bytes: int) -> Buffer:
+    """The part of a window that lies in [begin, end)."""
+    origin = window * WINDOW_BYTES
+    length = window_length(window, size_bytes)
+    first, last = max(0, begin - origin), min(length, end - origin)
+    if first == 0 and last == len(content):
+        return content
+    return memoryview(content)[first:last]

@@ -1,0 +1,88 @@
+"""Trials: which windows a restored function touches, and in which order.
+
+A trial's files are served by the process that makes the trial, from the node's own files, through a
+mount that lives as long as the trial. A guest that starts with nothing in the page cache asks for
+each window when it first touches it; with huge pages out of the way (see `host.seccomp`) what it
+asks for is what it touches, in that order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from torpor.host.fuse.connection import Connection, unmount
+from torpor.host.fuse.server import Server
+from torpor.pager.served import LocalFile, ServedFiles
+from torpor.snapshot.windows import WINDOW_BYTES, Touched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_WORKERS: Final = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A mount with a copy of each file by name, and what was touched of them so far."""
+
+    paths: dict[str, Path]
+    _files: dict[str, LocalFile]
+
+    def touched(self) -> tuple[Touched, ...]:
+        """For each file the windows in the order of their first read."""
+        return tuple(Touched(name, file.touched()) for name, file in self._files.items())
+
+
+@contextlib.contextmanager
+def serve_trial(mount_point: Path, files: Mapping[str, Path]) -> Iterator[Trial]:
+    """Serve files by name below a directory that is made for it and gone after the body.
+
+    Blocking. No VM may map the files any more when the body ends. Raises HostUnfit.
+    """
+    served = ServedFiles()
+    opened = {name: LocalFile(path, path.stat().st_size) for name, path in files.items()}
+    try:
+        for name, file in opened.items():
+            served.serve((name,), file)
+        mount_point.mkdir(mode=0o700)
+        try:
+            connection = Connection.mount(
+                mount_point, descriptors=_WORKERS, read_ahead_bytes=WINDOW_BYTES
+            )
+            try:
+                server = Server(connection, served, workers=_WORKERS)
+                server.start()
+                yield Trial({name: mount_point / name for name in files}, opened)
+            finally:
+                connection.unmount()
+        finally:
+            mount_point.rmdir()
+    finally:
+        for file in opened.values():
+            file.close()
+
+
+def sweep(mount_point: Path) -> None:
+    """Remove what a killed trial left mounted."""
+    unmount(mount_point)
+    with contextlib.suppress(OSError):
+        mount_point.rmdir()
+
+
+def common(trials: Sequence[tuple[Touched, ...]]) -> tuple[Touched, ...]:
+    """What all trials touched, in the order of the first."""
+    first, *others = trials
+    found = []
+    for part in first:
+        again = [
+            frozenset(
+                window for other in trial if other.file == part.file for window in other.windows
+            )
+            for trial in others
+        ]
+        windows = tuple(w for w in part.windows if all(w in seen for seen in again))
+        found.append(Touched(part.file, windows))
+    return tuple(found)
