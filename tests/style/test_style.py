@@ -23,7 +23,7 @@ LEVELS = (
     {"host"},
     {"store"},
     {"snapshot"},
-    {"vmm", "net", "image"},
+    {"vmm", "pager", "net", "image"},
     {"node"},
     {"bench"},
     {"cli"},

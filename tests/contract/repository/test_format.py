@@ -18,7 +18,7 @@ from fixtures.golden import DATA, KEYRINGS, REFS, Golden, describe, open_golden
 from torpor.config import Settings
 from torpor.errors import Damaged, Incompatible
 from torpor.snapshot.manifest import decode_manifest, encode_manifest, manifest_digest
-from torpor.snapshot.repository import pushing
+from torpor.snapshot.repository import wake
 from torpor.snapshot.repository.filemap import Location, encode_map
 from torpor.snapshot.repository.pulling import pull
 from torpor.snapshot.repository.records import (
@@ -32,8 +32,8 @@ from torpor.snapshot.repository.records import (
     unseal,
 )
 from torpor.snapshot.repository.repository import Repository
-from torpor.snapshot.repository.working_set import Touched, open_segment, seal_segments
-from torpor.snapshot.windows import WINDOW_BYTES
+from torpor.snapshot.repository.working_set import open_segment, seal_segments
+from torpor.snapshot.windows import WINDOW_BYTES, Touched
 from torpor.store.plain import open_plain
 from torpor.units import Digest
 
@@ -164,7 +164,7 @@ def test_second_reader_reads_what_is_pushed_today(
     domain: str, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also a snapshot whose disk is too large for its wake object."""
-    monkeypatch.setattr(pushing, "_WAKE_DISK_BYTES", 0)
+    monkeypatch.setattr(wake, "LARGEST_DISK_BYTES", 0)
     store = open_plain(Settings(), f"file://{tmp_path}/store")
     golden.push(Repository(store, KEYRINGS[domain]), "hello")
     reader = second_reader.Reader(tmp_path / "store", domains_of(domain))
