@@ -106,15 +106,14 @@ def interruptible(connection: socket.socket) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def entered_in_thread(
-    context: contextlib.AbstractContextManager[None],
-) -> AsyncIterator[None]:
+    context: contextlib.AbstractContextManager[T],
+) -> AsyncIterator[T]:
     """Enter a context whose beginning blocks, such as a lock's, in a thread; leave it at the end.
 
     It is left too when the caller is cancelled at the very moment at which it was entered.
     """
     with contextlib.ExitStack() as stack:
-        await in_thread(stack.enter_context, context)
-        yield
+        yield await in_thread(stack.enter_context, context)
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -130,6 +130,25 @@ def copy_sparse(source: Path, target: Path) -> int:
             raise _no_space(error, target) from error
 
 
+def copy_extents(source: Path, target: Path, *, size_bytes: int, extents: Sequence[Extent]) -> None:
+    """Copy what lies in the extents to a new file of `size_bytes`, whose rest is holes.
+
+    Raises NoSpace, OSError when the source cannot be read; no target is left on failure.
+    """
+    with _opened(source, os.O_RDONLY) as reader:
+        try:
+            with _opened(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as writer:
+                os.ftruncate(writer, size_bytes)
+                for offset, length in extents:
+                    for begin, size in _steps(offset, length, len(_ZERO_STEP)):
+                        write_at(writer, _read(reader, begin, size), begin)
+        except FileExistsError:
+            raise
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
 def write_page_runs(target: int, runs: Sequence[Extent], source: int) -> None:
     """Lay runs of pages, whose bytes follow each other in `source`, over a file.
 

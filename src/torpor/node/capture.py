@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from torpor.host.cancel import in_thread
-from torpor.host.sparse import copy_sparse, write_page_runs
+from torpor.host.sparse import copy_extents, copy_sparse, write_page_runs
 from torpor.node.timeline import Timeline
 from torpor.vmm.interface import VmmState, finish
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torpor.node.instance import Instance
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot, Staging
@@ -107,7 +109,7 @@ def _assemble(
 ) -> None:
     """The whole memory: the parent's, or zeros, with the written pages laid over it."""
     if parent is not None:
-        copy_sparse(parent.memory, staging.memory)
+        _copy_memory(parent, staging.memory)
     else:
         with staging.memory.open("wb") as stream:
             stream.truncate(instance.machine.memory_bytes)
@@ -116,6 +118,15 @@ def _assemble(
     written.data.unlink()
     if parent is not None:
         staging.record_written(written.runs)
+
+
+def _copy_memory(parent: LocalSnapshot, target: Path) -> None:
+    """The parent's memory; one that a pager serves is fetched here, where it is not zeros."""
+    if parent.served is None:
+        copy_sparse(parent.memory, target)
+    else:
+        memory = parent.manifest.memory
+        copy_extents(parent.memory, target, size_bytes=memory.size_bytes, extents=memory.extents)
 
 
 def _parent_digest(instance: Instance) -> Digest | None:

@@ -91,12 +91,6 @@ class Catalogue:
             )
         return reference if reference in named.names else named.names[0]
 
-    def verify(self, reference: str) -> NamedSnapshot:
-        """Read every byte of a snapshot on this node. Raises Damaged naming the file."""
-        named = self.get(reference)
-        self._parts.snapshots.verify(named.snapshot.digest)
-        return named
-
     def remove_snapshot(self, reference: str) -> NamedSnapshot:
         """Delete a snapshot and its names. Raises Conflict for a function's: `rm` is for those."""
         journal = self._parts.journal

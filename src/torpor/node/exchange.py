@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torpor.node.catalogue import Catalogue, NamedSnapshot
+    from torpor.node.paging import Paging
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Manifest
@@ -62,9 +63,10 @@ class Exchange:
     What arrives gets its name here while nobody may collect what has none.
     """
 
-    def __init__(self, parts: Parts, catalogue: Catalogue) -> None:
+    def __init__(self, parts: Parts, catalogue: Catalogue, paging: Paging) -> None:
         self._parts = parts
         self._catalogue = catalogue
+        self._paging = paging
 
     def repository(self) -> Repository:
         """The repository of this node's store. Raises InvalidInput without a key for it."""
@@ -84,8 +86,9 @@ class Exchange:
         Raises NotFound, InvalidInput without a name or key, Conflict, StoreError.
         """
         settings, progress = self._parts.settings, self._parts.reporter
-        with self._parts.files_lock():
+        with self._parts.files_lock(), contextlib.ExitStack() as stack:
             named = self._catalogue.get(reference)
+            stack.enter_context(self._paging.readable(named.snapshot))
             snapshot, images = named.snapshot, self._images_of(named.snapshot)
             ref = self._catalogue.name_to_send(named, reference, name)
             match settings.transfer:
@@ -117,6 +120,26 @@ class Exchange:
             digest, manifest, report = self._fetch(reference, expect)
             return self._keep(reference, digest, manifest), report
 
+    def open(self, reference: str, *, expect: Digest | None = None) -> LocalSnapshot:
+        """Have the pager open a snapshot of the store, which becomes its name here as in `pull`.
+
+        The caller holds the files lock shared.
+        """
+        snapshot = self._paging.open(reference, expect=expect)
+        return self._keep(reference, snapshot.digest, snapshot.manifest).snapshot
+
+    def verify(self, reference: str) -> NamedSnapshot:
+        """Read every byte of a snapshot on this node, what a pager serves of it too.
+
+        Raises Damaged naming the file.
+        """
+        with self._parts.files_lock(), contextlib.ExitStack() as stack:
+            named = self._catalogue.get(reference)
+            stack.enter_context(self._paging.readable(named.snapshot))
+            self._parts.snapshots.verify(named.snapshot.digest)
+        self._paging.close_unneeded()
+        return named
+
     def export(self, reference: str, target: Path, *, name: str | None = None) -> Exported:
         """Write a snapshot with its images to an archive under a name; PIPE is standard output.
 
@@ -132,8 +155,9 @@ class Exchange:
                 " --plain",
             )
         keyring = open_keyring(settings, self._parts.reporter)
-        with self._parts.files_lock():
+        with self._parts.files_lock(), contextlib.ExitStack() as stack:
             named = self._catalogue.get(reference)
+            stack.enter_context(self._paging.readable(named.snapshot))
             ref = self._catalogue.name_to_send(named, reference, name)
             images = self._images_of(named.snapshot)
             with _opened_for_writing(target) as write:

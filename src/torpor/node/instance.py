@@ -25,12 +25,13 @@ from torpor.errors import (
     TorporError,
     VmmFailed,
 )
-from torpor.host.cancel import checkpoint, in_thread
+from torpor.host.cancel import checkpoint, entered_in_thread, in_thread
 from torpor.host.process import find_processes_in
 from torpor.host.sparse import copy_sparse
 from torpor.image.agent import AGENT_PORT, AgentClient
 from torpor.image.kernel import KERNEL_CMDLINE
 from torpor.image.scratch import make_empty_app, make_scratch
+from torpor.node.paging import Files
 from torpor.node.parts import log
 from torpor.node.timeline import Timeline
 from torpor.vmm.interface import VmConfig, Vmm, VmmState, finish
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from torpor.net.registry import Slot
     from torpor.node.journal import InstanceRow
+    from torpor.node.paging import Paging
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function, Machine
@@ -89,9 +91,9 @@ class Instance:
     def _ended(self) -> TorporError:
         """Why the VMM is gone, as far as can be told."""
         message = f"the VMM of instance {self.id} ended"
-        room = os.statvfs(self.directory)
-        if room.f_bavail == 0:  # the kernel ends it with SIGBUS and no word
-            return NoSpace(message, reason=f"the disk of {self.directory} is full")
+        with contextlib.suppress(FileNotFoundError):  # another command removes the instance
+            if os.statvfs(self.directory).f_bavail == 0:  # it ends by SIGBUS, without a word
+                return NoSpace(message, reason=f"the disk of {self.directory} is full")
         return VmmFailed(message, reason=self.last_words())
 
     def last_words(self, lines: int = 15) -> str:
@@ -141,8 +143,9 @@ def clock_ns() -> int:
 class Instances:
     """Makes and removes the instances of one node."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, paging: Paging) -> None:
         self._parts = parts
+        self._paging = paging
 
     async def boot(
         self,
@@ -165,9 +168,13 @@ class Instances:
                 await in_thread(_make_zeros, directory / "memory", machine.memory_bytes)
                 if app is None:
                     await in_thread(make_empty_app, directory / "app", machine.app_bytes)
-            config = self._config(
-                making, machine, image, directory / "memory", app or directory / "app"
+            files = Files(
+                directory / "memory",
+                self._parts.images.path(image),
+                app or directory / "app",
+                paged=False,
             )
+            config = self._config(making, machine, files)
             instance = making.become(self._parts.driver.create(config), machine, image, None)
             with timeline.step("boot"):
                 await instance.vmm.boot()
@@ -183,18 +190,20 @@ class Instances:
         snapshot: LocalSnapshot,
         *,
         app: Path | None = None,
+        files: Files | None = None,
         label: str = "",
         timeline: Timeline | None = None,
     ) -> Instance:
         """Make an instance from a snapshot; it is ready when this returns.
 
-        `app` is the app disk to attach, by default the one that the snapshot names. Raises
-        Incompatible before anything is made, then as `boot` does.
+        `app` is the app disk to attach to a base; `files` are to be used in place of the
+        snapshot's own, which hold the same. Raises Incompatible before anything is made, then as
+        `boot` does; VmmFailed names the window when the pager could not get one.
         """
         manifest = snapshot.manifest
         timeline = timeline or Timeline()
         with timeline.step("check"):
-            app = await in_thread(self._check_fits, snapshot, app)
+            await in_thread(self._check_fits, snapshot)
         function = manifest.function
         label = label or (function.name if function else "base")
         async with self._making(
@@ -202,22 +211,33 @@ class Instances:
         ) as making:
             with timeline.step("scratch"):
                 await in_thread(copy_sparse, snapshot.disk, making.directory / "scratch")
-            if app is None:
+            if function is None and app is None:
                 app = making.directory / "app"
                 await in_thread(make_empty_app, app, manifest.machine.app_bytes)
-            config = self._config(making, manifest.machine, manifest.image, snapshot.memory, app)
+            chosen = files or await in_thread(self._paging.files_of, snapshot, app)
+            config = self._config(making, manifest.machine, chosen)
             instance = making.become(
                 self._parts.driver.create(config), manifest.machine, manifest.image, snapshot
             )
+            try:
+                await self._start_restored(instance, snapshot, chosen)
+            except VmmFailed as error:
+                raise await in_thread(self._paging.explain, error, snapshot) from None
+            return instance
+
+    async def _start_restored(
+        self, instance: Instance, snapshot: LocalSnapshot, files: Files
+    ) -> None:
+        timeline = instance.timeline
+        async with entered_in_thread(self._paging.pushed(snapshot, files)):
             with timeline.step("vmm start"):
                 await instance.vmm.start()
             self._record_process(instance)
-            with timeline.step("load"):
-                await instance.vmm.load(snapshot.vmstate)
-            with timeline.step("resume"):
-                await instance.vmm.resume()
-            await self._wake(instance)
-            return instance
+        with timeline.step("load"):
+            await instance.vmm.load(snapshot.vmstate)
+        with timeline.step("resume"):
+            await instance.vmm.resume()
+        await self._wake(instance)
 
     async def adopt(self, row: InstanceRow) -> Instance:
         """Take over a running instance that another command left running."""
@@ -228,8 +248,8 @@ class Instances:
         slot = await in_thread(self._parts.slots.get, row.slot)
         directory = self._parts.instances_dir / row.id
         making = _Making(row.id, directory, slot, manifest.function, Timeline())
-        app = self._parts.images.path(manifest.function.app) if manifest.function else directory
-        config = self._config(making, manifest.machine, manifest.image, snapshot.memory, app)
+        files = await in_thread(self._paging.files_of, snapshot, directory / "app")
+        config = self._config(making, manifest.machine, files)
         vmm = await self._parts.driver.adopt(config, row.vmm)
         return making.become(vmm, manifest.machine, manifest.image, snapshot)
 
@@ -342,6 +362,7 @@ class Instances:
         shutil.rmtree(directory, ignore_errors=True)
         self._parts.journal.drop_instance(row.id)
         log.info("instance removed id=%s", row.id)
+        self._paging.close_unneeded()
 
     @contextlib.asynccontextmanager
     async def _making(
@@ -372,35 +393,35 @@ class Instances:
             await finish(self.destroy(instance_id, vmm=made.vmm if made else None))
             raise
 
-    def _config(
-        self, making: _Making, machine: Machine, image: Digest, memory: Path, app: Path
-    ) -> VmConfig:
+    def _config(self, making: _Making, machine: Machine, files: Files) -> VmConfig:
         boot = self._parts.boot_files()
+        assert files.app is not None
         return VmConfig(
             directory=making.directory,
             machine=machine,
             kernel=boot.kernel,
             initramfs=boot.initramfs,
             command_line=KERNEL_CMDLINE,
-            memory=memory,
-            image=self._parts.images.path(image),
+            memory=files.memory,
+            image=files.image,
             scratch=making.directory / "scratch",
-            app=app,
+            app=files.app,
+            paged=files.paged,
             namespace=making.slot.addresses.namespace,
             tap=making.slot.addresses.tap,
             guest_mac=making.slot.addresses.guest_mac,
         )
 
-    def _check_fits(self, snapshot: LocalSnapshot, app: Path | None) -> Path | None:
-        """Refuse what this host cannot run; the app disk to attach otherwise."""
+    def _check_fits(self, snapshot: LocalSnapshot) -> None:
+        """Refuse what this host cannot run."""
         manifest = snapshot.manifest
         here = self._parts.driver.platform(self._parts.boot_files().kernel_digest)
         differences = manifest.platform.differences(here)
         wanted = {"image": manifest.image}
-        if manifest.function is not None and app is None:
+        if manifest.function is not None:
             wanted["app"] = manifest.function.app
         for what, digest in wanted.items():
-            if not self._parts.images.has(digest):
+            if not self._paging.has_image(digest):
                 differences.append(f"{what} {digest[:12]} is not on this node")
         if differences:
             raise Incompatible(
@@ -408,9 +429,6 @@ class Instances:
                 reason="; ".join(differences),
                 hint="restore it on a host like the one that made it, or deploy the function here",
             )
-        if manifest.function is not None and app is None:
-            return self._parts.images.path(manifest.function.app)
-        return app
 
     def _record_process(self, instance: Instance) -> None:
         process = instance.vmm.process

@@ -111,6 +111,20 @@ def open_keyring(settings: Settings, reporter: Reporter) -> Keyring:
     return keyring
 
 
+def keyring_text(settings: Settings, reporter: Reporter) -> str:
+    """The lines of the keyring that `open_keyring` gives, for another process; "" without keys.
+
+    Raises InvalidInput.
+    """
+    open_keyring(settings, reporter)
+    if settings.key:
+        return settings.key
+    try:
+        return read_key_file(key_path(settings))
+    except NotFound:
+        return ""
+
+
 def looking_keyring(settings: Settings) -> Keyring:
     """The keys there are, to look at a store or to clean it up: what is plain is seen too.
 

@@ -17,6 +17,7 @@ from torpor.node.deploy import Deployed, Deployer
 from torpor.node.exchange import Exchange
 from torpor.node.instance import Instances, read_tail
 from torpor.node.invoke import Request, Response, send_request
+from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.timeline import Timeline
@@ -57,10 +58,11 @@ class Node:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.instances = Instances(parts)
+        self.paging = Paging(parts)
+        self.instances = Instances(parts, self.paging)
         self.catalogue = Catalogue(parts)
-        self.exchange = Exchange(parts, self.catalogue)
-        self._deployer = Deployer(parts, self.instances)
+        self.exchange = Exchange(parts, self.catalogue, self.paging)
+        self._deployer = Deployer(parts, self.instances, self.paging)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -75,6 +77,7 @@ class Node:
         """Open a home and undo what dead commands left in it; `collect` what nothing needs."""
         node = cls(await in_thread(open_parts, settings, reporter=reporter, driver=driver))
         await reconcile(node.parts, node.instances)
+        await in_thread(node.paging.reconcile)
         if collect:
             await node.collect()
         yield node
@@ -231,7 +234,7 @@ class Node:
 
     async def verify(self, reference: str) -> NamedSnapshot:
         """Read every byte of a snapshot on this node. Raises Damaged naming the file."""
-        return await in_thread(self.catalogue.verify, reference)
+        return await in_thread(self.exchange.verify, reference)
 
     async def remove_snapshot(self, reference: str) -> NamedSnapshot:
         """Delete a named snapshot. Raises Conflict for a function's: `rm` is for those."""
@@ -313,15 +316,30 @@ class Node:
         async with self._files_lock():
             snapshot = await in_thread(self.catalogue.find, reference, expect=expect)
             if snapshot is None:
-                with timeline.step("pull"):
-                    pulled, _ = await in_thread(self.exchange.pull, reference, expect=expect)
-                snapshot = pulled.snapshot
+                snapshot = await self._fetch(reference, timeline, expect)
+            elif snapshot.served is not None:
+                with timeline.step("open"):
+                    await in_thread(self.paging.open, snapshot.digest)
             if snapshot.manifest.function is None:
                 raise InvalidInput(
                     f"{reference!r} is a base and has no function in it",
                     hint="restore a function or the snapshot of an instance",
                 )
-            return await self.instances.restore(snapshot, timeline=timeline)
+            instance = await self.instances.restore(snapshot, timeline=timeline)
+            await in_thread(self.paging.hydrate, snapshot)
+            return instance
+
+    async def _fetch(
+        self, reference: str, timeline: Timeline, expect: Digest | None
+    ) -> LocalSnapshot:
+        """What is only in the store: opened there if wakes are lazy, else fetched whole."""
+        settings = self.parts.settings
+        if settings.lazy and settings.transfer == "repository":
+            with timeline.step("open"):
+                return await in_thread(self.exchange.open, reference, expect=expect)
+        with timeline.step("pull"):
+            pulled, _ = await in_thread(self.exchange.pull, reference, expect=expect)
+        return pulled.snapshot
 
     def _running(self, reference: str) -> InstanceRow | None:
         """A running instance of just the snapshot that the reference means now."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from torpor.errors import HostUnfit, VmmFailed
+from torpor.errors import HostUnfit
 from torpor.host.cancel import checkpoint
 from torpor.host.fuse.connection import unmount
 from torpor.host.lock import exclusive
@@ -118,6 +118,14 @@ class PagerClient:
         except (PagerGone, HostUnfit):
             return "the pager ended"
 
+    def opened(self) -> list[Digest]:
+        """The snapshots that are open."""
+        return list(self._ask("opened")["digests"])
+
+    def image_path(self, digest: Digest) -> Path:
+        """Where an image is while it is served."""
+        return self._places.mount / "images" / digest
+
     def counters(self) -> dict[str, Any]:
         """What was counted; see `Pager.counters`."""
         return self._ask("counters")
@@ -150,13 +158,6 @@ class PagerClient:
                 self._clear()
                 return False
         return True
-
-    def explain(self, error: VmmFailed, digest: Digest) -> VmmFailed:
-        """A VM's end, with the missing window as its reason if there was one."""
-        failure = self.failure(digest)
-        if not failure:
-            return error
-        return VmmFailed(error.message, reason=failure, hint="check the store, then wake it again")
 
     # inside
 

@@ -162,6 +162,11 @@ class Pager:
             self._drop(digest)
         return {"open": len(self._opened)}
 
+    def opened(self) -> dict[str, Any]:
+        """What is open."""
+        with self._lock:
+            return {"digests": list(self._opened)}
+
     def failure(self, digest: Digest) -> dict[str, Any]:
         """Why a window of the snapshot could not be had, empty if none was missing."""
         opened = self._opened.get(digest)

@@ -91,6 +91,7 @@ class _Clients:
             "wait_hydrated": pager.wait_hydrated,
             "close": pager.close,
             "failure": pager.failure,
+            "opened": pager.opened,
             "counters": pager.counters,
             "stop": self._stop,
         }

@@ -194,7 +194,7 @@ class LocalSnapshots:
     @contextlib.contextmanager
     def stage(self) -> Iterator[Staging]:
         """A staging directory, gone after the body whether it was published or not."""
-        directory = self.root / f"{_STAGING}{_unique()}"
+        directory = self.root / f"{_STAGING}{unique_name()}"
         directory.mkdir(mode=0o700)
         try:
             yield Staging(self.root, directory)
@@ -272,7 +272,7 @@ class LocalSnapshots:
 
     def remove(self, digest: str) -> None:
         """Delete a snapshot; VMs that map its memory go on. Raises NotFound."""
-        doomed = self.root / f"{_REMOVED}{_unique()}"
+        doomed = self.root / f"{_REMOVED}{unique_name()}"
         try:
             (self.root / digest).rename(doomed)
         except FileNotFoundError:
@@ -282,8 +282,8 @@ class LocalSnapshots:
     def sweep(self) -> None:
         """Delete what dead processes were making or deleting."""
         for path in self.root.glob(".*-*"):
-            pid, ticks = path.name.split("-")[1:3]
-            if not ProcessId(int(pid), int(ticks)).is_alive():
+            maker = parse_unique(path.name.partition("-")[2])
+            if maker is not None and not maker.is_alive():
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -308,7 +308,16 @@ def _damaged(digest: str, path: Path, reason: str) -> Damaged:
     )
 
 
-def _unique() -> str:
+def parse_unique(name: str) -> ProcessId | None:
+    """Which process made a `unique_name`; None for another kind of name."""
+    parts = name.split("-")
+    if len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()):
+        return None
+    return ProcessId(int(parts[0]), int(parts[1]))
+
+
+def unique_name() -> str:
+    """A fresh file name that tells which process made it."""
     me = ProcessId.of(os.getpid())
     return f"{me.pid}-{me.start_ticks}-{secrets.token_hex(4)}"
 

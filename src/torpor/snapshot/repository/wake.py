@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.filemap import EncodedMap
     from torpor.snapshot.repository.records import SegmentRecord
 
-_LARGEST_DISK_BYTES: Final = 8 * 1024 * 1024
+LARGEST_DISK_BYTES: Final = 8 * 1024 * 1024
 """Scratch windows are repeated in a wake object only up to so many sealed bytes."""
 
 Sealed = tuple[Entry, bytes]
@@ -48,7 +48,7 @@ class WakeObject:
 
     def add_disk(self, size_bytes: int, chunks: Sequence[Sealed]) -> None:
         """Repeat the scratch disk, unless it is so large that it is better fetched from packs."""
-        if sum(len(sealed) for _, sealed in chunks) <= _LARGEST_DISK_BYTES:
+        if sum(len(sealed) for _, sealed in chunks) <= LARGEST_DISK_BYTES:
             self.add_file("disk", size_bytes, chunks)
 
     def add_working_set(

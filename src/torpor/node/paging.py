@@ -1,0 +1,183 @@
+"""Snapshots whose memory and images a pager serves: opened for a wake, closed when none needs them.
+
+A node's pager is started by the first command that needs it and ended by the last instance that
+did. Whether an instance needs a snapshot is told by the journal; whoever closes holds the files
+lock alone, so that nobody is just opening what is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from torpor.errors import Conflict, VmmFailed
+from torpor.node.keyring import keyring_text
+from torpor.node.parts import log
+from torpor.pager import trial
+from torpor.pager.client import PagerClient
+from torpor.pager.control import PagerGone
+from torpor.pager.source import Source
+from torpor.snapshot.local import parse_unique, unique_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torpor.node.parts import Parts
+    from torpor.snapshot.local import LocalSnapshot
+    from torpor.units import Digest
+
+_CLOSE_WAIT_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a VM is restored from: the files that are its memory and its read-only disks.
+
+    `paged`: they come from a pager or a trial, window by window.
+    """
+
+    memory: Path
+    image: Path
+    app: Path | None
+    paged: bool
+
+
+class Paging:
+    """The pager of one node. Blocking; any thread."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.client = PagerClient(parts.settings)
+
+    @property
+    def trials_dir(self) -> Path:
+        """Where trials have their mount points."""
+        return self._parts.settings.home / "trials"
+
+    @contextlib.contextmanager
+    def trial(self, snapshot: LocalSnapshot) -> Iterator[tuple[trial.Trial, Files]]:
+        """Serve a snapshot's files from a cold mount that tells what is touched. Blocking.
+
+        No VM may run on them any more when the body ends. Raises HostUnfit without FUSE.
+        """
+        own = self.files_of(snapshot, None)
+        paths = {"memory": own.memory, "image": own.image}
+        paths |= {} if own.app is None else {"app": own.app}
+        self.trials_dir.mkdir(exist_ok=True, mode=0o700)
+        with trial.serve_trial(self.trials_dir / unique_name(), paths) as served:
+            at = served.paths
+            yield served, Files(at["memory"], at["image"], at.get("app"), paged=True)
+
+    def open(self, reference: str, *, expect: Digest | None = None) -> LocalSnapshot:
+        """Open a snapshot of the store by ref or digest; it then is among this node's.
+
+        The caller holds the files lock shared. Raises what a pull raises, and HostUnfit.
+        """
+        settings = self._parts.settings
+        source = Source.of(settings, keyring_text(settings, self._parts.reporter))
+        here = [info.digest for info in self._parts.images.list()]
+        served = self.client.open(reference, source, expect=expect, here=here)
+        return self._parts.snapshots.get(served.digest)
+
+    def files_of(self, snapshot: LocalSnapshot, app: Path | None) -> Files:
+        """The files of a snapshot: this node's own where it has them, else the pager's.
+
+        `app` is the one to attach to a base; every other snapshot names its own.
+        """
+        manifest = snapshot.manifest
+        image = self.image_path(manifest.image)
+        if manifest.function is not None:
+            app = self.image_path(manifest.function.app)
+        return Files(snapshot.memory, image, app, paged=snapshot.served is not None)
+
+    def has_image(self, digest: Digest) -> bool:
+        """Whether an image can be used: it is here, or the pager serves it."""
+        return self._parts.images.has(digest) or self.client.image_path(digest).exists()
+
+    def image_path(self, digest: Digest) -> Path:
+        """Where an image is. Raises NotFound."""
+        if self._parts.images.has(digest):
+            return self._parts.images.path(digest)
+        served = self.client.image_path(digest)
+        return served if served.exists() else self._parts.images.path(digest)
+
+    @contextlib.contextmanager
+    def pushed(self, snapshot: LocalSnapshot, files: Files) -> Iterator[None]:
+        """Have the working set pushed while the body brings the VM up.
+
+        The files stay open for the body: the kernel keeps pages only of files that somebody knows.
+        """
+        if snapshot.served is None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for path in {files.memory, files.image, files.app} - {None}:
+                assert path is not None
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+            self.client.go(snapshot.digest)
+            yield
+
+    def hydrate(self, snapshot: LocalSnapshot) -> None:
+        """Begin to fetch the rest of a woken snapshot, as far as the settings allow."""
+        settings = self._parts.settings
+        if snapshot.served is not None and settings.hydrate_bytes:
+            self.client.hydrate(
+                snapshot.digest,
+                limit_bytes=settings.hydrate_bytes,
+                limit_s=settings.hydrate_s,
+            )
+
+    def explain(self, error: VmmFailed, snapshot: LocalSnapshot) -> VmmFailed:
+        """A VM's end, with the window that could not be had as its reason if that was it."""
+        if snapshot.served is None:
+            return error
+        failure = self.client.failure(snapshot.digest)
+        if not failure:
+            return error
+        return VmmFailed(
+            error.message,
+            reason=f"a window could not be had: {failure}",
+            hint="check that the store answers, then wake it again",
+        )
+
+    @contextlib.contextmanager
+    def readable(self, snapshot: LocalSnapshot) -> Iterator[None]:
+        """Have a snapshot's memory open for the body, whoever else needs it.
+
+        The caller holds the files lock shared.
+        """
+        if snapshot.served is not None:
+            self.open(snapshot.digest)
+        yield
+
+    def close_unneeded(self) -> None:
+        """Close what no instance needs, and end the pager when nothing is open any more.
+
+        Skipped while others are at work with snapshots; the last of them does it.
+        """
+        if not self.client.is_running():
+            return
+        with (
+            contextlib.suppress(Conflict, PagerGone),
+            self._parts.files_lock(alone=True, wait_s=_CLOSE_WAIT_S),
+        ):
+            needed = {row.snapshot for row in self._parts.journal.instances()}
+            opened = set(self.client.opened())
+            for digest in opened - needed:
+                self.client.close(digest)
+            if not opened & needed and not self._parts.settings.pager_stays:
+                self.client.stop()
+
+    def reconcile(self) -> None:
+        """Remove what dead pagers and killed trials left, close what no instance needs."""
+        if self.client.reconcile():
+            self.close_unneeded()
+        for mount_point in self.trials_dir.glob("*"):
+            maker = parse_unique(mount_point.name)
+            if maker is None or not maker.is_alive():
+                log.warning("removing a trial that was cut off path=%s", mount_point)
+                trial.sweep(mount_point)
