@@ -214,13 +214,14 @@ class Instances:
             if function is None and app is None:
                 app = making.directory / "app"
                 await in_thread(make_empty_app, app, manifest.machine.app_bytes)
-            chosen = files or await in_thread(self._paging.files_of, snapshot, app)
-            config = self._config(making, manifest.machine, chosen)
+            if files is None:
+                files = await in_thread(self._paging.files_of, snapshot, app)
+            config = self._config(making, manifest.machine, files)
             instance = making.become(
                 self._parts.driver.create(config), manifest.machine, manifest.image, snapshot
             )
             try:
-                await self._start_restored(instance, snapshot, chosen)
+                await self._start_restored(instance, snapshot, files)
             except VmmFailed as error:
                 raise await in_thread(self._paging.explain, error, snapshot) from None
             return instance

@@ -17,6 +17,7 @@ from torpor.host.process import ProcessId
 from torpor.node import journal as journal_module
 from torpor.node.instance import Instances
 from torpor.node.journal import Journal
+from torpor.node.paging import Paging
 from torpor.node.parts import open_parts
 from torpor.node.reconcile import reconcile
 
@@ -118,7 +119,7 @@ async def test_removal_waits_for_another_remover(
     """`stop` of an instance that another command is just removing succeeds when that is done."""
     with acting_as(other):
         journal.claim_stop("one")
-    stopping = asyncio.ensure_future(Instances(parts).end("one"))
+    stopping = asyncio.ensure_future(Instances(parts, Paging(parts)).end("one"))
     done, _ = await asyncio.wait([stopping], timeout=0.2)
     assert not done
     journal.drop_instance("one")
@@ -132,7 +133,7 @@ async def test_removal_takes_over_from_a_dead_remover(
     """A remover that is killed while another waits for it leaves the work to that one."""
     with acting_as(other):
         journal.claim_stop("one")
-    stopping = asyncio.ensure_future(Instances(parts).end("one"))
+    stopping = asyncio.ensure_future(Instances(parts, Paging(parts)).end("one"))
     done, _ = await asyncio.wait([stopping], timeout=0.2)
     assert not done
     other.kill()
@@ -149,7 +150,7 @@ async def test_instance_that_is_to_end_with_its_command(
     journal.set_vmm("one", other)
     with acting_as(ProcessId.of(os.getppid()) if keeper_lives else GONE):
         journal.set_running("one", kept=True)
-    removed = await reconcile(parts, Instances(parts))
+    removed = await reconcile(parts, Instances(parts, Paging(parts)))
     assert removed == ([] if keeper_lives else ["one"])
     assert other.is_alive() == keeper_lives
 
@@ -161,5 +162,5 @@ async def test_unreadable_instance_does_not_stop_other_commands(
     journal.set_vmm("one", other)
     with acting_as(GONE):
         journal.claim_capture("one")
-    assert await reconcile(parts, Instances(parts)) == []
+    assert await reconcile(parts, Instances(parts, Paging(parts))) == []
     assert [row.id for row in journal.instances()] == ["one"]
