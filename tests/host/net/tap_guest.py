@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
+import json
 import os
 import select
 import struct
@@ -12,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from torpor.host.netns import in_namespace
+from torpor.host.process import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,9 +73,17 @@ def tap_guest(slot: SlotAddresses) -> Iterator[TapGuest]:
 
     descriptor = in_namespace(slot.namespace_path, attach)
     try:
+        in_namespace(slot.namespace_path, lambda: _wait_for_carrier(slot.tap))
         yield TapGuest(slot, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _wait_for_carrier(link: str) -> None:
+    """The kernel notices the holder of a tap in a work queue and drops packets until then."""
+    deadline = time.monotonic() + 30
+    while json.loads(run(["ip", "-json", "link", "show", link]))[0]["operstate"] != "UP":
+        assert time.monotonic() < deadline, f"{link} has no carrier"
 
 
 def _mac(text: str) -> bytes:
