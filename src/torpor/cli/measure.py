@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,15 +12,30 @@ from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, open_node, o
 from torpor.cli.output import print_json, print_table
 from torpor.cli.progress import Progress
 from torpor.errors import InvalidInput
-from torpor.units import format_duration, format_size
+from torpor.units import format_duration, format_size, parse_size
+
+if TYPE_CHECKING:
+    from torpor.bench.report import Report
 
 
 def bench(
-    scenario: Annotated[str, typer.Argument(metavar="NAME", help="restore or pause.")],
+    scenario: Annotated[str, typer.Argument(metavar="NAME", help="restore, pause, push or pull.")],
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Rounds.")] = 7,
     function: Annotated[
         Path, typer.Option(metavar="DIR", help="The function to measure with.")
     ] = Path("examples/hello"),
+    minio: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="push, pull: the MinIO program, if not the set-up's."),
+    ] = None,
+    no_vm: Annotated[
+        bool,
+        typer.Option("--no-vm", help="push, pull: made-up functions instead of deployed ones."),
+    ] = False,
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="push, pull: guest memory to look at peak memory with."),
+    ] = "4GiB",
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -29,34 +44,60 @@ def bench(
 ) -> None:
     """Measure: series of samples, interleaved, and ratios with median, p10 and p90.
 
+    push and pull start a MinIO and a link of 1 Gbit/s in namespaces of their own. As root.
+
     Example: torpor bench restore --runs 9 --json
+
+    Example: torpor bench push --runs 3 --no-vm
     """
 
     async def main() -> None:
+        from torpor.bench.arena import Sizes
+        from torpor.bench.minio import find_minio
         from torpor.bench.pause import bench_pause
+        from torpor.bench.pull import bench_pull
+        from torpor.bench.push import bench_push
         from torpor.bench.restore import bench_restore
 
-        scenarios = {"restore": bench_restore, "pause": bench_pause}
-        if scenario not in scenarios:
-            raise InvalidInput(
-                f"there is no benchmark {scenario!r}", hint=f"there are: {', '.join(scenarios)}"
-            )
         async with open_node() as node:
-            report = await scenarios[scenario](node, function=function, runs=runs)
-        if options.as_json:
-            print_json(report.to_dict())
-            return
-        from torpor.bench.report import Spread
-
-        rows = []
-        for name, series in report.series.items():
-            spread = Spread.of(series.samples)
-            rows.append((name, *(f"{v:.4g} {series.unit}" for v in dataclasses.astuple(spread))))
-        for name, spread in report.ratios.items():
-            rows.append((name, *(f"{v:.3f}" for v in dataclasses.astuple(spread))))
-        print_table(("", "MEDIAN", "P10", "P90"), rows, empty="")
+            match scenario:
+                case "restore":
+                    report = await bench_restore(node, function=function, runs=runs)
+                case "pause":
+                    report = await bench_pause(node, function=function, runs=runs)
+                case "push" | "pull":
+                    measure = bench_push if scenario == "push" else bench_pull
+                    report = await measure(
+                        node,
+                        function=function,
+                        runs=runs,
+                        minio=find_minio(minio),
+                        vms=not no_vm,
+                        sizes=dataclasses.replace(Sizes(), peak_bytes=parse_size(memory)),
+                    )
+                case other:
+                    raise InvalidInput(
+                        f"there is no benchmark {other!r}",
+                        hint="there are: restore, pause, push, pull",
+                    )
+        _print_report(report)
 
     run_async(main)
+
+
+def _print_report(report: Report) -> None:
+    if options.as_json:
+        print_json(report.to_dict())
+        return
+    from torpor.bench.report import Spread
+
+    rows = []
+    for name, series in report.series.items():
+        spread = Spread.of(series.samples)
+        rows.append((name, *(f"{v:.4g} {series.unit}" for v in dataclasses.astuple(spread))))
+    for name, spread in report.ratios.items():
+        rows.append((name, *(f"{v:.3f}" for v in dataclasses.astuple(spread))))
+    print_table(("", "MEDIAN", "P10", "P90"), rows, empty="")
 
 
 def demo(

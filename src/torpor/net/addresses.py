@@ -23,6 +23,9 @@ GUEST: Final = ipaddress.IPv4Interface("172.16.0.2/24")
 GATEWAY: Final = ipaddress.IPv4Interface("172.16.0.1/24")
 NETNS_DIR: Final = Path("/run/netns")
 
+BENCH_NAMESPACE_PREFIX: Final = "torpor-bench-"
+"""Namespaces that benchmarks make; slots have others."""
+
 _NAMESPACE_PREFIX: Final = "torpor-"
 _LINK_PREFIX: Final = "tveth"
 
@@ -80,7 +83,7 @@ def slot_of_link(name: str) -> int | None:
 
 def is_own_namespace(name: str) -> bool:
     """Whether a network namespace of this name is torpor's."""
-    return slot_of_namespace(name) is not None
+    return slot_of_namespace(name) is not None or name.startswith(BENCH_NAMESPACE_PREFIX)
 
 
 def is_own_link(name: str) -> bool:

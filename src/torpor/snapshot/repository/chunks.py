@@ -20,12 +20,21 @@ _ZSTD: Final = 1
 _local = threading.local()
 
 
-def encode(data: bytes | memoryview, *, level: int) -> bytes:
+def encode(data: bytes, *, level: int) -> bytes:
     """One byte that says how, then the content: zstd at `level`, or as it is when not smaller."""
-    packed: bytes = _compressor(level).compress(data)
-    if len(packed) < len(data):
-        return b"\x01" + packed
-    return b"\x00" + bytes(data)
+    return _smaller(data, _compressor(level).compress(data))
+
+
+def encode_all(contents: list[bytes], *, level: int) -> list[bytes]:
+    """`encode` of contents that are not empty, in one call during which other threads run."""
+    if not contents:
+        return []
+    frames = _compressor(level).multi_compress_to_buffer([*contents])
+    return [_smaller(data, frames[number].tobytes()) for number, data in enumerate(contents)]
+
+
+def _smaller(data: bytes, frame: bytes) -> bytes:
+    return b"\x01" + frame if len(frame) < len(data) else b"\x00" + data
 
 
 def decode(encoded: bytes | memoryview, *, limit_bytes: int = WINDOW_BYTES) -> bytes:

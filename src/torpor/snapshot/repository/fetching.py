@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from torpor.errors import Damaged, Incompatible, ObjectMissing
 from torpor.host.sparse import write_at
@@ -25,8 +25,7 @@ GAP_BYTES: Final = 128 * 1024
 _WORKERS: Final = 4
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where a chunk's content goes: an open file, a window of it, and its length there."""
 
     descriptor: int
@@ -34,7 +33,7 @@ class Target:
     length: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Wanted:
     """A chunk of an object and all the places that want it."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from torpor.host.threads import map_ordered
-from torpor.snapshot.repository.chunks import encode
+from torpor.snapshot.repository.chunks import encode_all
 from torpor.snapshot.repository.filemap import Entry, FileMap, Location
 from torpor.snapshot.windows import WINDOW_BYTES, count_windows, is_zero
 
@@ -38,8 +38,7 @@ class Source:
         return self.parent.get(window)
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """A window that is not zero: its entry if its chunk is known, else its chunk to be sent."""
 
     window: int
@@ -82,18 +81,7 @@ class Sealer:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
         def work(batch: Sequence[int]) -> Batch:
-            made = Batch(len(batch))
-            for window in batch:
-                entry = source.unread(window)
-                if entry is not None:
-                    made.unread_bytes += WINDOW_BYTES
-                    made.items.append(Item(window, entry.chunk_id, b"", entry))
-                    continue
-                data = os.pread(descriptor, WINDOW_BYTES, window * WINDOW_BYTES)
-                made.read_bytes += len(data)
-                if not is_zero(data):
-                    made.items.append(self._item(window, data, known, always))
-            return made
+            return self._seal(descriptor, batch, known, source, always)
 
         batches = (
             windows[begin : begin + _BATCH_WINDOWS]
@@ -113,13 +101,54 @@ class Sealer:
             for item in batch.items
         ]
 
-    def _item(
-        self, window: int, data: bytes, known: Mapping[bytes, Location], always: bool
-    ) -> Item:
-        chunk_id = self._domain.chunk_id(data)
-        place = known.get(chunk_id)
-        entry = None if place is None else Entry(window, chunk_id, place)
-        sealed = b""
-        if entry is None or always:
-            sealed = self._domain.seal_chunk(chunk_id, encode(data, level=self._level))
-        return Item(window, chunk_id, sealed, entry)
+    def _seal(
+        self,
+        descriptor: int,
+        batch: Sequence[int],
+        known: Mapping[bytes, Location],
+        source: Source,
+        always: bool,
+    ) -> Batch:
+        made = Batch(len(batch))
+        entries: dict[int, Entry] = {}
+        for window in batch:
+            entry = source.unread(window)
+            if entry is not None:
+                entries[window] = entry
+        made.unread_bytes = len(entries) * WINDOW_BYTES
+        ids: dict[int, bytes] = {}
+        new: dict[int, bytes] = {}
+        for window, data in _read_windows(descriptor, [w for w in batch if w not in entries]):
+            made.read_bytes += len(data)
+            if is_zero(data):
+                continue
+            chunk_id = ids[window] = self._domain.chunk_id(data)
+            place = known.get(chunk_id)
+            if place is not None:
+                entries[window] = Entry(window, chunk_id, place)
+            if place is None or always:
+                new[window] = data
+        encoded = dict(zip(new, encode_all([*new.values()], level=self._level), strict=True))
+        for window in batch:
+            entry = entries.get(window)
+            if entry is None and window not in ids:
+                continue
+            chunk_id = entry.chunk_id if entry else ids[window]
+            sealed = b""
+            if window in encoded:
+                sealed = self._domain.seal_chunk(chunk_id, encoded[window])
+            made.items.append(Item(window, chunk_id, sealed, entry))
+        return made
+
+
+def _read_windows(descriptor: int, windows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """Each window with its content; those that follow each other are read at once."""
+    begin = 0
+    for end in range(1, len(windows) + 1):
+        first = windows[begin]
+        if end < len(windows) and windows[end] - first == end - begin:
+            continue
+        data = os.pread(descriptor, (end - begin) * WINDOW_BYTES, first * WINDOW_BYTES)
+        for offset in range(0, len(data), WINDOW_BYTES):
+            yield first + offset // WINDOW_BYTES, data[offset : offset + WINDOW_BYTES]
+        begin = end
