@@ -74,6 +74,7 @@ def minio_server(
             *(program, "server", "--quiet", "--address", f"{address}:{_PORT}", directory),
         ],
         log=log,
+        cwd=directory,
         env={
             "HOME": str(directory),
             "MINIO_ROOT_USER": minio.user,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from torpor.bench.arena import Arena, Sizes, arena
+from torpor.bench.arena import Arena, Sizes, arena, ref_of
 from torpor.bench.report import Report
 from torpor.bench.subjects import Subjects, subjects_of
 from torpor.bench.synthetic import guest_like, random_bytes, zero_bytes
@@ -90,30 +90,27 @@ def _rate(place: Arena, bulk: Subject, report: Report) -> None:
 
 def _functions(place: Arena, functions: list[Subject], report: Report, number: int) -> None:
     ways = WAYS if number % 2 else WAYS[::-1]
-    stores: dict[Way, str] = {way: f"{way}-{number}" for way in WAYS}
     for way in ways:
-        sent = place.push(functions[0], stores[way], way=way, shaped=True)
+        sent = place.push(functions[0], way, way=way, shaped=True)
         report.add(SERIES[way], sent.duration_s, "s")
-        report.add(f"{SERIES[way]} bytes", _travelled(sent), "B")
         if way == "repository":
             _count(report, "first", sent)
-            alone = place.stored_bytes(stores[way])
-    _count(report, "unchanged", place.push(functions[0], stores["repository"]))
+    _count(report, "unchanged", place.push(functions[0], "repository"))
+    alone = place.stored_bytes("repository")
     for way in ways:
-        sent = place.push(functions[1], stores[way], way=way, shaped=True)
+        sent = place.push(functions[1], way, way=way, shaped=True)
         report.add(f"{SERIES[way]} second", sent.duration_s, "s")
         if way == "repository":
             _count(report, "second", sent)
     for subject in functions[2:]:
-        place.push(subject, stores["repository"])
-    report.add("ten", place.stored_bytes(stores["repository"]), "B")
-    for store in stores.values():
-        place.clear(store)
+        place.push(subject, "repository")
+    report.add("ten", place.stored_bytes("repository"), "B")
+    for way in ways:
+        place.clear(way)
     for subject in functions[1:]:
-        place.push(subject, "alone")
-        alone += place.stored_bytes("alone")
-        place.clear("alone")
-    report.add("alone", alone, "B")
+        place.push(subject, f"alone/{ref_of(subject)}")
+    report.add("alone", alone + place.stored_bytes("alone"), "B")
+    place.clear("alone")
 
 
 def _count(report: Report, name: str, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
 
@@ -29,6 +29,8 @@ from torpor.units import Digest
 if TYPE_CHECKING:
     from torpor.snapshot.transfer import TransferReport
     from torpor.store.interface import Store
+
+_DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 
 Way = Literal["repository", "whole"]
 
@@ -109,7 +111,7 @@ def perform(job: Job, *, namespace: Path) -> Outcome:
     answer = inside(
         namespace,
         lambda: run(
-            [sys.executable, "-m", "torpor.bench.transfer"],
+            [*_DIES_WITH_US, sys.executable, "-m", "torpor.bench.transfer"],
             input_bytes=msgspec.json.encode(job),
             env={"no_proxy": "*", "NO_PROXY": "*"},
         ),
