@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from typing import TYPE_CHECKING
 
-from torpor.bench.report import Report, host_parameters
-from torpor.host.cancel import in_thread
+from torpor.bench.remote import add_remote_round, remote_store
+from torpor.bench.report import Report, Spread, host_parameters
+from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.sparse import drop_page_cache
 from torpor.image.spec import load_spec
 from torpor.node.invoke import Request, send_request
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from torpor.bench.remote import Remote
+    from torpor.image.spec import FunctionSpec
     from torpor.node.instance import Instance
     from torpor.node.node import Node
     from torpor.snapshot.local import LocalSnapshot
@@ -23,11 +28,15 @@ if TYPE_CHECKING:
 _NAME = "bench-restore"
 
 
-async def bench_restore(node: Node, *, function: Path, runs: int) -> Report:
-    """Each round: boot without snapshot, restore with warm and with dropped page cache.
+async def bench_restore(
+    node: Node, *, function: Path, runs: int, minio: Path | None, cold: bool = True
+) -> Report:
+    """Each round: boot without snapshot, restore with warm and with dropped page cache, and remote.
 
     A sample runs from the beginning of the work to the last byte of the first response; slots
-    come from a prepared pool in all cases. The function is deployed before and removed after.
+    come from a prepared pool in all cases, and remote nodes have their pager running. The function
+    is deployed before and removed after. Without `minio` nothing is remote; without `cold` nothing
+    is booted.
     """
     spec = await in_thread(load_spec, function, name=_NAME)
     deployed = await node.deploy_spec(spec)
@@ -35,48 +44,95 @@ async def bench_restore(node: Node, *, function: Path, runs: int) -> Report:
     report = Report(
         "restore", await in_thread(_parameters, node, snapshot, spec.memory_bytes, runs)
     )
+    request = _request_of(spec)
     try:
-        await _first_response(lambda: node.instances.restore(snapshot), node, spec.port)
-        for _ in range(runs):
-            report.add("cold_boot", await _cold_boot(node, function), "s")
-            await in_thread(_warm, node, snapshot)
-            report.add("local_warm", await _restored(node, snapshot, report, "local_warm"), "s")
-            await in_thread(_drop, node, snapshot)
-            report.add("local_cold", await _restored(node, snapshot, report, "local_cold"), "s")
+        async with contextlib.AsyncExitStack() as stack:
+            remote = None
+            if minio is not None:
+                remote = await stack.enter_async_context(
+                    entered_in_thread(_remote(node, minio, snapshot, request))
+                )
+            await _first_response(lambda: node.instances.restore(snapshot), node, spec, request)
+            for number in range(runs):
+                node.parts.reporter.say(f"round {number + 1} of {runs}")
+                await _round(node, spec, snapshot, report, request, cold=cold)
+                if remote is not None:
+                    await add_remote_round(report, remote, node.parts.settings)
+            if remote is not None:
+                stored = await in_thread(remote.stored_bytes, node.parts.settings)
+                report.parameters["nonzero_stored_bytes"] = stored
+                fetched = report.series["remote_cold fetched"].samples
+                share = Spread.of([size / stored for size in fetched])
+                report.ratios["first_response_bytes/nonzero_bytes"] = share
     finally:
         await node.remove_function(_NAME)
-    report.compare("cold_boot", "local_warm")
+    if cold:
+        report.compare("cold_boot", "local_warm")
     report.compare("local_cold", "local_warm")
+    if minio is not None:
+        report.compare("remote_cold", "local_warm")
+        report.compare("whole_file", "remote_cold")
+        report.compare("no_working_set", "remote_cold")
     return report
 
 
-async def _cold_boot(node: Node, function: Path) -> float:
-    spec = await in_thread(load_spec, function, name=_NAME)
-    return await _first_response(lambda: node.start_cold(spec, Timeline()), node, spec.port)
+async def _round(
+    node: Node,
+    spec: FunctionSpec,
+    snapshot: LocalSnapshot,
+    report: Report,
+    request: Request,
+    *,
+    cold: bool,
+) -> None:
+    """One sample of each way to wake on the node itself."""
+    if cold:
+        make = lambda: node.start_cold(spec, Timeline())  # noqa: E731
+        report.add("cold_boot", await _first_response(make, node, spec, request), "s")
+    for name, prepare in (("local_warm", _warm), ("local_cold", _drop)):
+        await in_thread(prepare, node, snapshot)
+        timeline = Timeline()
+        wake = functools.partial(node.instances.restore, snapshot, timeline=timeline)
+        report.add(name, await _first_response(wake, node, spec, request), "s")
+        for step, step_s in timeline.to_dict().items():
+            report.add(f"{name} {step}", step_s, "s")
 
 
-async def _restored(node: Node, snapshot: LocalSnapshot, report: Report, name: str) -> float:
-    timeline = Timeline()
-    assert snapshot.manifest.function is not None
-    duration_s = await _first_response(
-        lambda: node.instances.restore(snapshot, timeline=timeline),
-        node,
-        snapshot.manifest.function.port,
+def _remote(
+    node: Node, minio: Path, snapshot: LocalSnapshot, request: Request
+) -> contextlib.AbstractContextManager[Remote]:
+    manifest, images = snapshot.manifest, node.parts.images
+    assert manifest.function is not None
+    assert manifest.parent is not None
+    return remote_store(
+        minio,
+        node.parts.settings.home,
+        snapshot,
+        {d: str(images.path(d)) for d in (manifest.image, manifest.function.app)},
+        base=node.parts.snapshots.get(manifest.parent),
+        request=request,
     )
-    for step, step_s in timeline.to_dict().items():
-        report.add(f"{name} {step}", step_s, "s")
-    return duration_s
 
 
-async def _first_response(make: Callable[[], Awaitable[Instance]], node: Node, port: int) -> float:
+def _request_of(spec: FunctionSpec) -> Request:
+    """The first request: the function's first warm-up, else GET /."""
+    if not spec.warmup:
+        return Request()
+    first = spec.warmup[0]
+    return Request(first.method, first.path, tuple(first.headers), first.body)
+
+
+async def _first_response(
+    make: Callable[[], Awaitable[Instance]], node: Node, spec: FunctionSpec, request: Request
+) -> float:
     begin = time.perf_counter()
     instance = await make()
     try:
         await in_thread(
             send_request,
             instance.address,
-            port,
-            Request(),
+            spec.port,
+            request,
             timeout_s=node.parts.settings.request_timeout_s,
         )
         return time.perf_counter() - begin

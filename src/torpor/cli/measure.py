@@ -36,6 +36,8 @@ def bench(
         str,
         typer.Option(metavar="SIZE", help="push, pull: guest memory to look at peak memory with."),
     ] = "4GiB",
+    local: Annotated[bool, typer.Option("--local", help="restore: no wakes from a store.")] = False,
+    no_boot: Annotated[bool, typer.Option("--no-boot", help="restore: boot nothing.")] = False,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -62,7 +64,13 @@ def bench(
         async with open_node() as node:
             match scenario:
                 case "restore":
-                    report = await bench_restore(node, function=function, runs=runs)
+                    report = await bench_restore(
+                        node,
+                        function=function,
+                        runs=runs,
+                        minio=None if local else find_minio(minio),
+                        cold=not no_boot,
+                    )
                 case "pause":
                     report = await bench_pause(node, function=function, runs=runs)
                 case "push" | "pull":

@@ -101,7 +101,7 @@ class Exchange:
                         snapshot,
                         ref=ref,
                         images=images,
-                        base=self._base_of(snapshot),
+                        base=self.base_of(snapshot),
                         progress=progress,
                         options=PushOptions(level=settings.zstd_level),
                     )
@@ -246,7 +246,7 @@ class Exchange:
         digests = [manifest.image, *([manifest.function.app] if manifest.function else [])]
         return {digest: self._parts.images.path(digest) for digest in digests}
 
-    def _base_of(self, snapshot: LocalSnapshot) -> LocalSnapshot | None:
+    def base_of(self, snapshot: LocalSnapshot) -> LocalSnapshot | None:
         """The base that a snapshot descends from, as far as this node has the line."""
         current = snapshot
         while current.manifest.kind != "base":

@@ -51,6 +51,8 @@ class Paging:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.client = PagerClient(parts.settings)
+        self.pushes = True
+        """Whether working sets are pushed; without, all comes on demand (for comparison)."""
 
     @property
     def trials_dir(self) -> Path:
@@ -79,7 +81,7 @@ class Paging:
         settings = self._parts.settings
         source = Source.of(settings, keyring_text(settings, self._parts.reporter))
         here = [info.digest for info in self._parts.images.list()]
-        served = self.client.open(reference, source, expect=expect, here=here)
+        served = self.client.open(reference, source, expect=expect, here=here, push=self.pushes)
         return self._parts.snapshots.get(served.digest)
 
     def files_of(self, snapshot: LocalSnapshot, app: Path | None) -> Files:
