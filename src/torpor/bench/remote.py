@@ -137,7 +137,7 @@ async def _lazy(report: Report, remote: Remote, base: Settings, name: str, *, pu
     try:
         async with Node.open(settings) as node:
             node.paging.pushes = push
-            await in_thread(inside, remote.link.node_side, node.paging.client.ensure)
+            await in_thread(inside, remote.link.node_side, node.paging.prepare)
             began = time.perf_counter()
             instance = await node.restore(_REF)
             restored_s = time.perf_counter() - began

@@ -78,11 +78,18 @@ class Paging:
 
         The caller holds the files lock shared. Raises what a pull raises, and HostUnfit.
         """
-        settings = self._parts.settings
-        source = Source.of(settings, keyring_text(settings, self._parts.reporter))
+        source = self._source()
         here = [info.digest for info in self._parts.images.list()]
         served = self.client.open(reference, source, expect=expect, here=here, push=self.pushes)
         return self._parts.snapshots.get(served.digest)
+
+    def prepare(self) -> None:
+        """Start the pager and let it connect to the store before anything is to be woken."""
+        self.client.prepare(self._source())
+
+    def _source(self) -> Source:
+        settings = self._parts.settings
+        return Source.of(settings, keyring_text(settings, self._parts.reporter))
 
     def files_of(self, snapshot: LocalSnapshot, app: Path | None) -> Files:
         """The files of a snapshot: this node's own where it has them, else the pager's.

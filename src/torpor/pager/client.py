@@ -88,6 +88,10 @@ class PagerClient:
         }
         return Served(answer["digest"], files)
 
+    def prepare(self, source: Source) -> None:
+        """Start the pager and let it connect to a store. Raises HostUnfit, StoreError."""
+        self._ask("prepare", source=msgspec.to_builtins(source))
+
     def go(self, digest: Digest) -> None:
         """Push its working set, now that its files are open somewhere."""
         self._ask("go", digest=digest)

@@ -15,6 +15,7 @@ from torpor.host.threads import submit
 from torpor.snapshot.repository.fetching import Plan, fetch, open_window
 from torpor.snapshot.repository.records import Kind, damaged
 from torpor.snapshot.repository.repository import pack_key
+from torpor.snapshot.repository.working_set import open_segment, segment_windows
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from torpor.snapshot.local import LocalSnapshots
     from torpor.snapshot.repository.filemap import FileMap
-    from torpor.snapshot.repository.records import Link, WakeLink
+    from torpor.snapshot.repository.records import Link, SegmentRecord, WakeLink
     from torpor.snapshot.repository.repository import Repository, StoredSnapshot, WakeHeader
     from torpor.units import Digest
 
@@ -88,6 +89,31 @@ def open_snapshot(
         files.append(header.files["disk"])
     data += _rest(repository, stored.wake, files, len(data))
     return OpenedSnapshot(stored, encoded, header, data)
+
+
+def preloaded(opened: OpenedSnapshot, segment: SegmentRecord) -> dict[int, bytes] | None:
+    """A segment's windows, if it came with the wake object's beginning. Raises Damaged."""
+    begin = opened.wake.link.header_bytes + segment.offset
+    if begin + segment.length > len(opened.beginning):
+        return None
+    sizes = {image.digest: image.size_bytes for image in opened.stored.images}
+    manifest = opened.stored.manifest
+    digest = manifest.image
+    if segment.file == "app" and manifest.function is not None:
+        digest = manifest.function.app
+    key, sealed = opened.wake.link.key, opened.beginning[begin : begin + segment.length]
+    size_bytes = sizes[digest]
+    try:
+        content = open_segment(opened.wake.domain, key, segment, sealed, size_bytes=size_bytes)
+        windows = segment_windows(segment, data_bytes=segment.offset + segment.length)
+    except Damaged as error:
+        raise damaged(key, str(error)) from None
+    found, position = {}, 0
+    for window in windows:
+        length = window_length(window, size_bytes)
+        found[window] = content[position : position + length]
+        position += length
+    return found
 
 
 def publish(

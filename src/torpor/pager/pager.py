@@ -127,6 +127,12 @@ class Pager:
                 known = self._serve(source, repository, opened, frozenset(here), push=push)
         return {"digest": digest, "files": {name: s.node.parts for name, s in known.files.items()}}
 
+    def prepare(self, source: Source) -> dict[str, Any]:
+        """Connect to a store, so that the first wake from it need not. Raises StoreError."""
+        for _ in self._repository(source).store.list("leases/"):
+            pass
+        return {}
+
     def go(self, digest: Digest) -> dict[str, Any]:
         """Push the working set: the client has opened the files."""
         pusher = self._get(digest).pusher
@@ -204,7 +210,7 @@ class Pager:
         repository = self._repository(entry.source)
         encoded = (directory / "manifest").read_bytes()
         stored = repository.decode_snapshot(entry.digest, entry.link, encoded)
-        self._add(repository, stored, entry.images, directory)
+        self._protect(self._add(repository, stored, entry.images, directory))
 
     # inside
 
@@ -224,19 +230,44 @@ class Pager:
         _write_entry(directory, msgspec.msgpack.encode(entry), opened.manifest_object)
         try:
             made = self._add(repository, stored, images, directory)
+            if push and opened.wake.working_set:
+                self._start_push(repository, opened, made)
             memory = self._home / "pager" / "mount" / Path(*made.files["memory"].node.parts)
             opening.publish(repository, opened, self._snapshots, memory=memory)
         except BaseException:
             self._drop(stored.digest)
             raise
-        segments = opened.wake.working_set
-        if push and segments:
-            wake = WakeData(repository.store, stored.wake, opened.wake.domain, segments)
-            targets = {name: (s.file, s.node) for name, s in made.files.items()}
-            kept = self._kept / stored.wake.hash.hex()
-            made.pusher = Pusher(wake, self._server, targets, kept=kept)
-            made.pusher.start()
+        self._pool.submit(self._protect, made)
         return made
+
+    def _start_push(self, repository: Repository, opened: OpenedSnapshot, made: _Opened) -> None:
+        """Keep at hand what came with the wake object's beginning, fetch the rest."""
+        rest = []
+        for segment in opened.wake.working_set:
+            served = made.files.get(segment.file)
+            content = opening.preloaded(opened, segment) if segment.file != "memory" else None
+            if served is None:
+                continue
+            if content is None:
+                rest.append(segment)
+            else:
+                served.file.preloaded.update(content)
+        wake = WakeData(repository.store, opened.stored.wake, opened.wake.domain, tuple(rest))
+        targets = {name: (s.file, s.node) for name, s in made.files.items()}
+        kept = self._kept / opened.stored.wake.hash.hex()
+        made.pusher = Pusher(wake, self._server, targets, kept=kept)
+        made.pusher.start()
+
+    def _protect(self, opened: _Opened) -> None:
+        """Keep what a running instance maps from being evicted."""
+        if self._cache is None:
+            return
+        protected = [entry.chunk_id for entry in opened.stored.memory]
+        with self._lock:
+            if self._opened.get(opened.stored.digest) is not opened:
+                return  # closed meanwhile
+            opened.protected = protected
+        self._cache.protect(protected)
 
     def _drop(self, digest: Digest) -> None:
         with self._lock:
@@ -262,9 +293,6 @@ class Pager:
             name = "app" if function and image.digest == function.app else "image"
             files[name] = self._image(repository, stored.domain, image, directory)
         made = _Opened(stored, files)
-        if self._cache is not None:
-            made.protected = [entry.chunk_id for entry in stored.memory]
-            self._cache.protect(made.protected)
         with self._lock:
             self._opened[stored.digest] = made
         return made

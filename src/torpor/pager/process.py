@@ -85,6 +85,7 @@ class _Clients:
         self._ops: dict[str, Callable[..., dict[str, Any]]] = {
             "hello": self._hello,
             "open": self._open,
+            "prepare": lambda source: pager.prepare(msgspec.convert(source, Source)),
             "go": pager.go,
             "wait_pushed": pager.wait_pushed,
             "hydrate": pager.hydrate,

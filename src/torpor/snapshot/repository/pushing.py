@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged, ObjectMissing
 from torpor.host.sparse import data_extents
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.repository import Repository, StoredRef
     from torpor.snapshot.transfer import Progress
     from torpor.units import Digest
+
+_SEGMENT_LEVEL: Final = 12
+"""A working set is compressed once and fetched at every wake: it is worth more time."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ class _Pusher:
         images = {"image": self._images[local.manifest.image]}
         if function is not None:
             images["app"] = self._images[function.app]
-        wake.add_working_set(local, images, level=self.options.level)
+        wake.add_working_set(local, images, level=max(_SEGMENT_LEVEL, self.options.level))
         link, data = wake.finish()
         self._repository.store.put(link.key, data)
         self._report.moved(link.key, len(data))

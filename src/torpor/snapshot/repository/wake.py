@@ -71,7 +71,11 @@ class WakeObject:
                 length = window_length(window, size)
                 return os.pread(descriptor, length, window * WINDOW_BYTES)
 
-            touched = [part for part in snapshot.working_set() if part.file in opened]
+            # disks first: they are few windows, which a VMM reads before it maps any memory
+            touched = sorted(
+                (part for part in snapshot.working_set() if part.file in opened),
+                key=lambda part: part.file == "memory",
+            )
             segments = seal_segments(
                 self._domain, self.key, touched, read=read, origin=len(self._data), level=level
             )
