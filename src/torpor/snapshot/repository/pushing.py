@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torpor.snapshot.transfer import Progress
     from torpor.units import Digest
 
-_SEGMENT_LEVEL: Final = 12
+_SEGMENT_LEVEL: Final = 15
 """A working set is compressed once and fetched at every wake: it is worth more time."""
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SEGMENT_WINDOWS: Final = 64
 FILES: Final = ("memory", "image", "app")
-_GROUP_WINDOWS: Final = 1024
+_GROUP_WINDOWS: Final = 2048
 _HEADER: Final = b"TORPOR-SEGMENT-1"
 
 
