@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.config import Settings
-    from torpor.node.journal import InstanceRow
+    from torpor.node.journal_rows import InstanceRow
 
 pytestmark = [pytest.mark.vm, pytest.mark.chaos]
 

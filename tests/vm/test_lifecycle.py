@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures.nodes import EXAMPLES, running, write_function
-from torpor.errors import Conflict, FunctionFailed, NotFound
+from torpor.errors import Conflict, Damaged, FunctionFailed, NotFound
 from torpor.host.lock import shared
 from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
@@ -174,3 +175,56 @@ async def test_vm_that_dies_while_it_is_snapshotted_leaves_nothing(
     assert node.parts.journal.instances() == []
     assert find_leftovers(node.parts.settings) == []
     assert json.loads((await node.invoke("hello", Request())).response.body)
+
+
+def spoil(node: Node, name: str) -> None:
+    """Make a snapshot's memory shorter than its manifest says."""
+    ref = node.parts.journal.ref(name)
+    assert ref is not None
+    memory = node.parts.snapshots.root / ref.digest / "memory"
+    memory.chmod(0o600)
+    os.truncate(memory, 4096)
+
+
+async def test_damaged_function_is_deployed_again_or_deleted(node: Node) -> None:
+    """A damaged snapshot is refused, stays in nobody's way, and goes with its name."""
+    before = kept_files(node)
+    await node.deploy(EXAMPLES / "hello", name="spoilt")
+    spoil(node, "spoilt")
+    with pytest.raises(Damaged, match="memory"):
+        await node.invoke("spoilt", Request())
+    await node.deploy(EXAMPLES / "hello", name="spoilt")
+    assert (await node.invoke("spoilt", Request())).response.status == 200
+    spoil(node, "spoilt")
+    await node.remove_function("spoilt")
+    assert kept_files(node) == before
+    assert {path.name for path in node.parts.snapshots.root.iterdir()} <= before
+
+
+async def test_damaged_snapshot_is_deleted(node: Node) -> None:
+    """`snapshot rm` deletes what cannot be read any more."""
+    async with running(node, "hello") as instance:
+        captured = await node.create_snapshot(instance.id, name="aside")
+    spoil(node, "aside")
+    assert await node.remove_snapshot("aside") == captured.snapshot.digest
+    assert node.parts.journal.ref("aside") is None
+    assert not captured.snapshot.directory.exists()
+    assert captured.snapshot.disk_usage_bytes() == 0  # for who listed it before
+
+
+async def test_new_snapshot_under_an_old_name_takes_its_place(node: Node) -> None:
+    """What had the name before is deleted."""
+    async with running(node, "hello") as instance:
+        first = await node.create_snapshot(instance.id, name="aside")
+        await node.create_snapshot(instance.id, name="aside")
+    assert not first.snapshot.directory.exists()
+    await node.remove_snapshot("aside")
+
+
+async def test_several_instances_are_stopped_or_none(node: Node) -> None:
+    """A wrong id among right ones stops nothing; one that is named twice counts once."""
+    instance = await node.restore("hello")
+    with pytest.raises(NotFound):
+        await node.stop_all([instance.id, "nobody"])
+    assert [row.id for row in node.parts.journal.instances()] == [instance.id]
+    assert await node.stop_all([instance.id, instance.id[:9]]) == [instance.id]

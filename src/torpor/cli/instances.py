@@ -28,7 +28,7 @@ from torpor.units import format_duration, parse_digest
 
 if TYPE_CHECKING:
     from torpor.node.instance import Instance
-    from torpor.node.journal import InstanceRow
+    from torpor.node.journal_rows import InstanceRow
     from torpor.node.node import Node
 
 _A_DAY_S = 86400.0
@@ -111,7 +111,7 @@ def stop(
     """
 
     async def work(node: Node) -> list[str]:
-        return [await node.stop(instance) for instance in instances]
+        return await node.stop_all(instances)
 
     def show(stopped: list[str]) -> None:
         if options.as_json:

@@ -185,7 +185,14 @@ def remove(
 
     Example: torpor snapshot rm before-upgrade
     """
-    with_node(lambda node: node.remove_snapshot(reference), _show_named)
+
+    def show(digest: str) -> None:
+        if options.as_json:
+            print_json({"snapshot": digest})
+        else:
+            sys.stdout.write(f"{digest}\n")
+
+    with_node(lambda node: node.remove_snapshot(reference), show)
 
 
 @app.command()

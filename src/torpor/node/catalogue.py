@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict, InvalidInput, NotFound
+from torpor.errors import Conflict, DataError, InvalidInput, NotFound
 from torpor.node.collect import delete_unneeded, find_unneeded
 from torpor.units import parse_name
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from torpor.image.library import ImageInfo
     from torpor.node.collect import Unneeded
-    from torpor.node.journal import Ref
+    from torpor.node.journal_rows import Ref
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Kind
@@ -65,10 +66,10 @@ class Catalogue:
         return _named(snapshot, self._parts.journal.refs())
 
     def kind(self, digest: Digest) -> Kind | None:
-        """What kind of snapshot it is, None if it is not here."""
+        """What kind of snapshot it is, None if it is not here or cannot be read."""
         try:
             return self._parts.snapshots.get(digest).manifest.kind
-        except NotFound:
+        except (NotFound, DataError):
             return None
 
     def name_to_send(self, named: NamedSnapshot, reference: str, wanted: str | None) -> str:
@@ -91,16 +92,20 @@ class Catalogue:
             )
         return reference if reference in named.names else named.names[0]
 
-    def remove_snapshot(self, reference: str) -> NamedSnapshot:
-        """Delete a snapshot and its names. Raises Conflict for a function's: `rm` is for those."""
+    def remove_snapshot(self, reference: str) -> Digest:
+        """Delete a snapshot and its names, a damaged one too; its digest.
+
+        Raises NotFound, Conflict for a function's: `rm` is for those.
+        """
         journal = self._parts.journal
         with self._parts.files_lock(alone=True):
-            named = self.get(reference)
-            digest = named.snapshot.digest
-            if named.snapshot.manifest.kind == "function" and named.names:
+            ref = journal.ref(reference)
+            digest = ref.digest if ref is not None else self.get(reference).snapshot.digest
+            names = _names(digest, journal.refs())
+            if self.kind(digest) == "function" and names:
                 raise Conflict(
-                    f"{reference!r} is the snapshot of function {named.names[0]!r}",
-                    hint=f"`torpor rm {named.names[0]}` deletes the function",
+                    f"{reference!r} is the snapshot of function {names[0]!r}",
+                    hint=f"`torpor rm {names[0]}` deletes the function",
                 )
             users = [row.id for row in journal.instances() if row.snapshot == digest]
             if users:
@@ -109,11 +114,12 @@ class Catalogue:
                     reason=f"by instances {', '.join(users)}",
                     hint="stop those first",
                 )
-            for name in (*named.names, digest):
+            for name in (*names, digest):
                 journal.drop_ref(name)
             journal.drop_base(digest)
-            self._parts.snapshots.remove(digest)
-        return named
+            with contextlib.suppress(NotFound):  # only its name was left
+                self._parts.snapshots.remove(digest)
+        return digest
 
     def remove_image(self, digest: str) -> ImageInfo:
         """Delete an image. Raises Conflict while a snapshot on this node needs it."""
@@ -135,7 +141,8 @@ class Catalogue:
         Raises Conflict when others use snapshots for long.
         """
         if dry_run:
-            return find_unneeded(self._parts, bases=bases)
+            with self._parts.files_lock():
+                return find_unneeded(self._parts, bases=bases)
         with self._parts.files_lock(alone=True):
             return delete_unneeded(self._parts, bases=bases)
 
@@ -150,9 +157,12 @@ class Catalogue:
 
 
 def _named(snapshot: LocalSnapshot, refs: Sequence[Ref]) -> NamedSnapshot:
+    return NamedSnapshot(snapshot, _names(snapshot.digest, refs))
+
+
+def _names(digest: Digest, refs: Sequence[Ref]) -> tuple[str, ...]:
     """The ref that keeps a snapshot which was fetched by its digest is not a name."""
-    names = [ref.name for ref in refs if ref.digest == snapshot.digest != ref.name]
-    return NamedSnapshot(snapshot, tuple(names))
+    return tuple(ref.name for ref in refs if ref.digest == digest != ref.name)
 
 
 def _needs(snapshot: LocalSnapshot, image: Digest) -> bool:

@@ -9,25 +9,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from torpor.units import Digest
+
 if TYPE_CHECKING:
+    from collections.abc import Set
+    from pathlib import Path
+
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot
-    from torpor.units import Digest
 
 
 @dataclass(frozen=True)
 class Unneeded:
-    """A snapshot or app that nothing needs, and the bytes that it occupies."""
+    """A snapshot or app that nothing needs, and the bytes that it occupies.
+
+    A "damaged" one is a snapshot of which nothing can be told any more.
+    """
 
     digest: Digest
-    kind: Literal["base", "function", "instance", "app"]
+    kind: Literal["base", "function", "instance", "app", "damaged"]
     size_bytes: int
 
 
 def find_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:
     """What no name, base or instance needs; with `bases` also bases of which nothing descends.
 
-    Apps of the snapshots that are in it are in it too. Blocking.
+    Apps of the snapshots that are in it are in it too. Blocking. The caller holds the files lock:
+    what is deleted meanwhile cannot be looked at.
     """
     snapshots = parts.snapshots.list()
     named = {str(ref.digest) for ref in parts.journal.refs()}
@@ -45,7 +53,12 @@ def find_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:
         for snapshot in snapshots
         if snapshot.digest not in keep
     ]
-    return [*unneeded, *_find_apps(parts, kept)]
+    unread = {path.name for path in parts.snapshots.root.glob("[!.]*")} - here.keys()
+    unneeded += [
+        Unneeded(Digest(name), "damaged", _disk_usage_bytes(parts.snapshots.root / name))
+        for name in sorted(unread - named - known_bases)
+    ]
+    return [*unneeded, *_find_apps(parts, kept, unread & named)]
 
 
 def delete_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:
@@ -63,9 +76,13 @@ def delete_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:
     return unneeded
 
 
-def _find_apps(parts: Parts, kept: list[LocalSnapshot]) -> list[Unneeded]:
-    if (parts.settings.home / "images").is_symlink():
-        return []  # another home's, whose snapshots are not seen from here
+def _disk_usage_bytes(directory: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
+
+
+def _find_apps(parts: Parts, kept: list[LocalSnapshot], unread: Set[str]) -> list[Unneeded]:
+    if (parts.settings.home / "images").is_symlink() or unread:
+        return []  # needed, perhaps, by what is not seen from here
     needed = {snapshot.manifest.function.app for snapshot in kept if snapshot.manifest.function}
     return [
         Unneeded(info.digest, "app", parts.images.path(info.digest).stat().st_blocks * 512)

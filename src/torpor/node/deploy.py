@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import blake3
 import msgspec
 
-from torpor.errors import FunctionFailed, GuestFailed, HostUnfit, NotFound
+from torpor.errors import Damaged, FunctionFailed, GuestFailed, HostUnfit, NotFound
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.node.capture import Captured, capture
 from torpor.node.invoke import Request, Response, send_request
@@ -111,7 +111,8 @@ class Deployer:
         if known is not None:
             try:
                 return await in_thread(self._parts.snapshots.get, known), True
-            except NotFound:
+            except (NotFound, Damaged) as error:
+                log.warning("base is made again digest=%s error=%s", known, error)
                 self._parts.journal.drop_base(known)
         self._parts.reporter.say("booting the image to make its base")
         instance = await self._instances.boot(machine, image.digest)

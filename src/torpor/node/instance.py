@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.net.registry import Slot
-    from torpor.node.journal import InstanceRow
+    from torpor.node.journal_rows import InstanceRow
     from torpor.node.paging import Paging
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot

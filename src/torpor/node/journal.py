@@ -22,11 +22,18 @@ import functools
 import os
 import sqlite3
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from torpor.errors import Conflict, Damaged, NoSpace, NotFound
 from torpor.host.process import ProcessId
+from torpor.node.journal_rows import (
+    SCHEMA_STEPS,
+    SCHEMA_VERSION,
+    InstanceRow,
+    Ref,
+    fetch_instance,
+    to_instance,
+)
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -35,78 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 2
 _BUSY_S: Final = 10.0
 _SPARE_BYTES: Final = 256 * 1024
-
-InstanceState = Literal["creating", "running", "stopping"]
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS instances (
-    id TEXT PRIMARY KEY,
-    function TEXT NOT NULL,
-    snapshot TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('creating', 'running', 'stopping')),
-    owner_pid INTEGER NOT NULL,
-    owner_ticks INTEGER NOT NULL,
-    vmm_pid INTEGER,
-    vmm_ticks INTEGER,
-    slot INTEGER,
-    address TEXT NOT NULL DEFAULT '',
-    port INTEGER NOT NULL DEFAULT 0,
-    created_ns INTEGER NOT NULL,
-    keeper_pid INTEGER,
-    keeper_ticks INTEGER,
-    capturer_pid INTEGER,
-    capturer_ticks INTEGER
-) STRICT;
-CREATE TABLE IF NOT EXISTS refs (
-    name TEXT PRIMARY KEY,
-    digest TEXT NOT NULL,
-    updated_ns INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS bases (
-    key TEXT PRIMARY KEY,
-    digest TEXT NOT NULL
-) STRICT;
-"""
-
-_FROM_VERSION_1 = """
-ALTER TABLE instances ADD COLUMN keeper_pid INTEGER;
-ALTER TABLE instances ADD COLUMN keeper_ticks INTEGER;
-ALTER TABLE instances ADD COLUMN capturer_pid INTEGER;
-ALTER TABLE instances ADD COLUMN capturer_ticks INTEGER
-"""
-
-_STEPS: Final = {0: _SCHEMA, 1: _FROM_VERSION_1}
-"""Version of a file, 0 for a new one -> what makes it SCHEMA_VERSION."""
-
-
-@dataclass(frozen=True)
-class InstanceRow:
-    """One instance as the journal knows it. `snapshot` is empty for one that was booted."""
-
-    id: str
-    function: str
-    snapshot: str
-    state: InstanceState
-    owner: ProcessId
-    vmm: ProcessId | None
-    slot: int | None
-    address: str
-    port: int
-    created_ns: int
-    keeper: ProcessId | None
-    capturer: ProcessId | None
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A name and the snapshot it points to."""
-
-    name: str
-    digest: Digest
-    updated_ns: int
 
 
 class Journal:
@@ -119,8 +56,8 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
-            if version in _STEPS:
-                for statement in _STEPS[version].split(";"):
+            if version in SCHEMA_STEPS:
+                for statement in SCHEMA_STEPS[version].split(";"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
@@ -213,7 +150,7 @@ class Journal:
         """All instances, oldest first."""
         with self._transaction() as database:
             rows = database.execute("SELECT * FROM instances ORDER BY created_ns, id").fetchall()
-        return [_to_instance(row) for row in rows]
+        return [to_instance(row) for row in rows]
 
     def set_ref(self, name: str, digest: Digest) -> None:
         """Point a name to a snapshot."""
@@ -300,7 +237,7 @@ def _this_process() -> ProcessId:
 
 def _claim_stop(database: sqlite3.Connection, *, instance_id: str) -> InstanceRow | None:
     me = _this_process()
-    row = _fetch_instance(database, instance_id)
+    row = fetch_instance(database, instance_id)
     if row is None:
         return None
     if row.state != "running" and row.owner != me and row.owner.is_alive():
@@ -315,7 +252,7 @@ def _claim_stop(database: sqlite3.Connection, *, instance_id: str) -> InstanceRo
 
 
 def _claim_capture(database: sqlite3.Connection, instance_id: str) -> None:
-    row = _fetch_instance(database, instance_id)
+    row = fetch_instance(database, instance_id)
     if row is None:
         raise _no_instance(instance_id)
     if row.state != "running":
@@ -339,33 +276,6 @@ def _busy(row: InstanceRow, by: ProcessId, what: str) -> Conflict:
 
 def _no_instance(instance_id: str) -> NotFound:
     return NotFound(f"there is no instance {instance_id!r}", hint="`torpor ps` lists them")
-
-
-def _fetch_instance(database: sqlite3.Connection, instance_id: str) -> InstanceRow | None:
-    row = database.execute("SELECT * FROM instances WHERE id = ?", (instance_id,)).fetchone()
-    return None if row is None else _to_instance(row)
-
-
-def _to_instance(row: sqlite3.Row) -> InstanceRow:
-    return InstanceRow(
-        id=row["id"],
-        function=row["function"],
-        snapshot=row["snapshot"],
-        state=row["state"],
-        owner=ProcessId(row["owner_pid"], row["owner_ticks"]),
-        vmm=_to_process(row, "vmm"),
-        slot=row["slot"],
-        address=row["address"],
-        port=row["port"],
-        created_ns=row["created_ns"],
-        keeper=_to_process(row, "keeper"),
-        capturer=_to_process(row, "capturer"),
-    )
-
-
-def _to_process(row: sqlite3.Row, what: str) -> ProcessId | None:
-    pid, ticks = row[f"{what}_pid"], row[f"{what}_ticks"]
-    return None if pid is None else ProcessId(pid, ticks)
 
 
 def _translated(error: sqlite3.DatabaseError, path: Path) -> Exception:

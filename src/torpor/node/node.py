@@ -6,7 +6,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict, FunctionFailed, InvalidInput, NotFound
+from torpor.errors import (
+    Conflict,
+    Damaged,
+    FunctionFailed,
+    Incompatible,
+    InvalidInput,
+    NotFound,
+)
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive
 from torpor.image.spec import load_spec
@@ -18,14 +25,14 @@ from torpor.node.exchange import Exchange
 from torpor.node.instance import Instances, read_tail
 from torpor.node.invoke import Request, Response, send_request
 from torpor.node.paging import Paging
-from torpor.node.parts import Parts, Reporter, open_parts
+from torpor.node.parts import Parts, Reporter, log, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.timeline import Timeline
 from torpor.units import parse_name
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from torpor.config import Settings
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
     from torpor.node.collect import Unneeded
     from torpor.node.exchange import Exported, Imported
     from torpor.node.instance import Instance
-    from torpor.node.journal import InstanceRow
+    from torpor.node.journal_rows import InstanceRow
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function
     from torpor.snapshot.transfer import TransferReport
@@ -136,9 +143,9 @@ class Node:
                     f"{name!r} is the name of a snapshot, not of a function",
                     hint=f"`torpor snapshot rm {name}` deletes it",
                 )
-            stopped = await self._stop_all(name)
+            stopped = await self._stop_instances_of(name)
             self.parts.journal.drop_ref(name)
-            stopped += await self._stop_all(name)  # woken in between
+            stopped += await self._stop_instances_of(name)  # woken in between
         await self.collect()
         return stopped
 
@@ -190,9 +197,18 @@ class Node:
 
         Waits for another command that is just removing it. Raises NotFound, Conflict.
         """
-        row = self.parts.journal.instance(instance_id)
-        await self.instances.end(row.id)
-        return row.id
+        (stopped,) = await self.stop_all([instance_id])
+        return stopped
+
+    async def stop_all(self, instance_ids: Sequence[str]) -> list[str]:
+        """End several instances as `stop` does, none when one of them is not there.
+
+        An instance that is named twice counts once.
+        """
+        doomed = list(dict.fromkeys(self.parts.journal.instance(id_).id for id_ in instance_ids))
+        for instance_id in doomed:
+            await self.instances.end(instance_id)
+        return doomed
 
     async def stop_instance(self, instance: Instance) -> None:
         """End an instance that this object made."""
@@ -222,6 +238,7 @@ class Node:
                 )
             captured = await self._capture(row)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
+        await self.collect()  # what had the name before
         return captured
 
     def snapshots(self) -> list[NamedSnapshot]:
@@ -236,11 +253,11 @@ class Node:
         """Read every byte of a snapshot on this node. Raises Damaged naming the file."""
         return await in_thread(self.exchange.verify, reference)
 
-    async def remove_snapshot(self, reference: str) -> NamedSnapshot:
+    async def remove_snapshot(self, reference: str) -> Digest:
         """Delete a named snapshot. Raises Conflict for a function's: `rm` is for those."""
-        named = await in_thread(self.catalogue.remove_snapshot, reference)
+        digest = await in_thread(self.catalogue.remove_snapshot, reference)
         await self.collect()
-        return named
+        return digest
 
     async def push(self, reference: str, *, name: str | None = None) -> TransferReport:
         """Send a snapshot to the store, under its own name or another. See Exchange."""
@@ -267,12 +284,16 @@ class Node:
 
         Never waits: skipped while others use snapshots. What was deleted.
         """
-        if not await in_thread(find_unneeded, self.parts):
-            return []
         try:
+            async with self._files_lock(wait_s=0):
+                if not await in_thread(find_unneeded, self.parts):
+                    return []
             async with self._files_lock(alone=True, wait_s=0):
                 return await in_thread(delete_unneeded, self.parts)
         except Conflict:
+            return []
+        except Incompatible as error:  # a newer torpor's snapshots are here: it will collect
+            log.warning("nothing was collected error=%s", error)
             return []
 
     # inside
@@ -297,7 +318,7 @@ class Node:
             if row.vmm is None or not row.vmm.is_alive():
                 await finish(self.instances.destroy(row.id))
 
-    async def _stop_all(self, function: str) -> list[str]:
+    async def _stop_instances_of(self, function: str) -> list[str]:
         rows = await in_thread(self.parts.journal.instances)
         doomed = [row.id for row in rows if row.function == function]
         for instance_id in doomed:
@@ -305,10 +326,16 @@ class Node:
         return doomed
 
     def _next_revision(self, name: str) -> int:
+        """Counted from the last one, as far as that can still be read."""
         known = self.parts.journal.ref(name)
         if known is None:
             return 1
-        return _function_of(self.parts.snapshots.get(known.digest), name).revision + 1
+        try:
+            snapshot = self.parts.snapshots.get(known.digest)
+        except (NotFound, Damaged) as error:  # to deploy again is what mends it
+            log.warning("revision begins again name=%s error=%s", name, error)
+            return 1
+        return _function_of(snapshot, name).revision + 1
 
     async def _wake(
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None

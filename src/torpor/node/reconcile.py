@@ -15,7 +15,7 @@ from torpor.node.parts import log
 
 if TYPE_CHECKING:
     from torpor.node.instance import Instances
-    from torpor.node.journal import InstanceRow
+    from torpor.node.journal_rows import InstanceRow
     from torpor.node.parts import Parts
 
 

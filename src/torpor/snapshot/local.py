@@ -102,8 +102,15 @@ class LocalSnapshot:
             raise NoSpace("a working set could not be kept", reason=str(error)) from None
 
     def disk_usage_bytes(self) -> int:
-        """Bytes that the files occupy; pages shared by reflinks count in full."""
-        return sum(path.stat().st_blocks * 512 for path in self.directory.iterdir())
+        """Bytes that the files occupy, as far as they are still there.
+
+        Pages shared by reflinks count in full.
+        """
+        total = 0
+        with contextlib.suppress(FileNotFoundError):  # another command deletes it just now
+            for path in self.directory.iterdir():
+                total += path.stat().st_blocks * 512
+        return total
 
 
 @dataclass(frozen=True)

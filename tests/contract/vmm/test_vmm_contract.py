@@ -303,3 +303,23 @@ async def test_cancelled_boot_leaves_nothing(rig: Rig) -> None:
         await task
     assert vmm.state is VmmState.DEAD
     assert vmm.process is None or not vmm.process.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("step", "then"), [("pause", VmmState.PAUSED), ("resume", VmmState.RUNNING)]
+)
+async def test_cancelled_pause_and_resume_come_to_their_end(
+    rig: Rig, step: str, then: VmmState
+) -> None:
+    """A cancellation costs nobody a running VM: it goes on when the step is over."""
+    vmm = await rig.booted()
+    if step == "resume":
+        await vmm.pause()
+    task = asyncio.ensure_future(getattr(vmm, step)())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert vmm.state is then
+    assert vmm.process is not None
+    assert vmm.process.is_alive()
