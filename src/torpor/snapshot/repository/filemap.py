@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import bisect
+import itertools
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -63,11 +64,11 @@ class EncodedMap(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     runs: tuple[EncodedRun, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Run:
     first_window: int
     pack: bytes
-    offsets: tuple[int, ...]
+    offsets: array.array[int]
     lengths: array.array[int]
     ids: bytes
 
@@ -110,6 +111,14 @@ class FileMap:
     def packs(self) -> set[bytes]:
         """The ids of all packs that hold something of the file."""
         return {run.pack for run in self._runs}
+
+    def pack_ends(self) -> dict[bytes, int]:
+        """How long each of those packs must be at least for the file's chunks to be in it."""
+        ends: dict[bytes, int] = {}
+        for run in self._runs:
+            end = run.offsets[-1] + run.lengths[-1]
+            ends[run.pack] = max(end, ends.get(run.pack, 0))
+        return ends
 
 
 def encode_map(size_bytes: int, entries: Iterable[Entry]) -> EncodedMap:
@@ -177,13 +186,10 @@ def _decode_run(
         lengths.byteswap()
     if min(lengths) == 0 or max(lengths) > LONGEST_BYTES:
         raise _bad("a chunk length that cannot be")
-    offsets, place = [], run.offset
-    for length in lengths:
-        offsets.append(origin + place)
-        place += length
-    if run.offset < 0 or place > largest_pack_bytes:
+    if run.offset < 0 or run.offset + sum(lengths) > largest_pack_bytes:
         raise _bad("a chunk behind its pack's end")
-    return _Run(run.first_window, packs[run.pack], tuple(offsets), lengths, run.ids)
+    offsets = array.array("I", itertools.accumulate(lengths[:-1], initial=origin + run.offset))
+    return _Run(run.first_window, packs[run.pack], offsets, lengths, run.ids)
 
 
 def _follows(left: Entry, right: Entry) -> bool:

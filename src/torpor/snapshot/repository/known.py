@@ -59,7 +59,11 @@ class Known:
 
     def has_all(self, *maps: FileMap) -> bool:
         """Whether every pack of the maps is there."""
-        return all(pack in self.packs for file in maps for pack in file.packs())
+        return all(
+            self.packs.get(pack, 0) >= end
+            for file in maps
+            for pack, end in file.pack_ends().items()
+        )
 
     def _read(self, key: str) -> dict[bytes, Location]:
         """A pack's chunks; nothing of an index that is missing, unsound, newer, or not ours."""
