@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LARGEST_VMSTATE_BYTES: Final = 1 << 30
+_LARGEST: Final = (1 << 63) - 1
+_MOST_CPUS: Final = 4096
 
 T = TypeVar("T")
 
@@ -165,8 +167,9 @@ def find_problem(manifest: Manifest) -> str:
     """The first way in which a manifest contradicts itself, or an empty string."""
     if manifest.format != FORMAT:
         return f"format {manifest.format} never was"
-    if not 0 < manifest.vmstate.size_bytes <= LARGEST_VMSTATE_BYTES:
-        return f"a vmstate of {manifest.vmstate.size_bytes} bytes"
+    for name, value, least, most in _numbers(manifest):
+        if not least <= value <= most:
+            return f"{name} of {value}"
     for name, file, size_bytes in (
         ("memory", manifest.memory, manifest.machine.memory_bytes),
         ("disk", manifest.disk, manifest.machine.scratch_bytes),
@@ -188,6 +191,18 @@ def find_problem(manifest: Manifest) -> str:
     except InvalidInput as error:
         return str(error)
     return ""
+
+
+def _numbers(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:
+    machine, function = manifest.machine, manifest.function
+    yield "a vmstate size", manifest.vmstate.size_bytes, 1, LARGEST_VMSTATE_BYTES
+    yield "an app capacity", machine.app_bytes, 0, _LARGEST
+    yield "a number of CPUs", machine.vcpus, 1, _MOST_CPUS
+    yield "a page size", manifest.platform.page_bytes, 1, _LARGEST
+    yield "a time", manifest.created_ns, 0, _LARGEST
+    if function is not None:
+        yield "a revision", function.revision, 0, _LARGEST
+        yield "a port", function.port, 1, (1 << 16) - 1
 
 
 def _digests(manifest: Manifest) -> Iterator[Digest]:
