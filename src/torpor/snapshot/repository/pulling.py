@@ -6,13 +6,15 @@ A reader goes the other way than a writer: ref, manifest, wake object, images, p
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict, Damaged, NoSpace, NotFound
+from torpor.errors import Conflict, Damaged, DataError, NoSpace, NotFound
 from torpor.host.sparse import blake3_file, copy_sparse, hash_extents, is_zero_outside, punch_hole
 from torpor.snapshot.repository.fetching import Plan, fetch, zero_windows_between
 from torpor.snapshot.repository.records import damaged
@@ -29,8 +31,15 @@ if TYPE_CHECKING:
     from torpor.snapshot.manifest import Manifest, SparseFile
     from torpor.snapshot.repository.domain import Domain
     from torpor.snapshot.repository.filemap import Entry, FileMap
-    from torpor.snapshot.repository.repository import Repository, StoredSnapshot, WakeHeader
+    from torpor.snapshot.repository.repository import (
+        Repository,
+        StoredImage,
+        StoredSnapshot,
+        WakeHeader,
+    )
     from torpor.snapshot.transfer import Progress
+
+log = logging.getLogger("torpor.snapshot")
 
 
 @dataclass(frozen=True)
@@ -96,28 +105,36 @@ class _Pull:
         self._staging = staging
         self._progress = progress
         self._report = report
+        self._copied: Digest | None = None
 
     def run(self) -> None:
         """Fill the staging directory and adopt the images that are missing here."""
         wake = self._repository.read_wake(self._stored.wake)
         self._report.moved(wake.link.key, wake.link.header_bytes)
-        images = [image for image in self._stored.images if not self._here.has_image(image.digest)]
+        images = {
+            image.digest: image
+            for image in self._stored.images
+            if not self._here.has_image(image.digest)
+        }
+        arrived: list[tuple[StoredImage, Path]] = []
         plan = Plan()
         with contextlib.ExitStack() as stack:
             self._plan_wake(plan, wake, stack)
             self._plan_memory(plan, stack)
-            paths = {}
-            for image in images:
+            for image in images.values():
                 record = self._repository.read_image(image)
                 self._report.moved(image.record.key, image.record.size_bytes)
                 path = self._staging.directory / f"image-{image.digest}"
                 descriptor = stack.enter_context(_created(path, record.content.size_bytes))
                 self._want(plan, record.content, record.content, record.domain, descriptor)
-                paths[image.digest] = path
+                arrived.append((record, path))
             self._fetch(plan)
         self._verify()
-        for digest, path in paths.items():
-            self._here.adopt_image(path, digest)
+        for record, path in arrived:
+            if blake3_file(path) != record.digest:
+                raise damaged(record.link.key, "the image has another digest than its name says")
+        for record, path in arrived:
+            self._here.adopt_image(path, record.digest)
 
     def _plan_wake(self, plan: Plan, wake: WakeHeader, stack: contextlib.ExitStack) -> None:
         size = self._stored.manifest.vmstate.size_bytes
@@ -128,10 +145,12 @@ class _Pull:
         self._want_wake(plan, wake, vmstate, descriptor)
         descriptor = stack.enter_context(_created(self._staging.disk, self._stored.disk.size_bytes))
         disk = wake.files.get("disk")
-        if disk is not None and disk.size_bytes == self._stored.disk.size_bytes:
+        if disk is None:
+            self._want(plan, self._stored.disk, self._stored.disk, self._stored.domain, descriptor)
+        elif disk.size_bytes == self._stored.disk.size_bytes:
             self._want_wake(plan, wake, disk, descriptor)
         else:
-            self._want(plan, self._stored.disk, self._stored.disk, self._stored.domain, descriptor)
+            raise damaged(wake.link.key, f"a disk of {disk.size_bytes} bytes")
 
     def _want_wake(self, plan: Plan, wake: WakeHeader, file: FileMap, descriptor: int) -> None:
         plan.add_file(
@@ -145,13 +164,10 @@ class _Pull:
     def _plan_memory(self, plan: Plan, stack: contextlib.ExitStack) -> None:
         """Memory is a copy of what is near, if anything is, with the difference fetched over it."""
         wanted, path = self._stored.memory, self._staging.memory
-        near = self._near()
-        if near is None:
-            descriptor = stack.enter_context(_created(path, wanted.size_bytes))
-            self._want(plan, wanted, wanted, self._stored.domain, descriptor)
+        known = self._copy_near(path)
+        if known is None:
+            self._plan_whole_memory(plan, stack)
             return
-        local, known = near
-        copy_sparse(local.memory, path)
         descriptor = stack.enter_context(_opened(path))
         for window in zero_windows_between(known, wanted):
             length = window_length(window, wanted.size_bytes)
@@ -159,13 +175,31 @@ class _Pull:
         differing = (entry for entry in wanted if not _same(known.get(entry.window), entry))
         self._want(plan, differing, wanted, self._stored.domain, descriptor)
 
+    def _plan_whole_memory(self, plan: Plan, stack: contextlib.ExitStack) -> None:
+        wanted = self._stored.memory
+        descriptor = stack.enter_context(_created(self._staging.memory, wanted.size_bytes))
+        self._want(plan, wanted, wanted, self._stored.domain, descriptor)
+
+    def _copy_near(self, path: Path) -> FileMap | None:
+        """The map of the memory that was copied to `path`, if anything near could be."""
+        near = self._near()
+        if near is None:
+            return None
+        local, known = near
+        try:
+            copy_sparse(local.memory, path)
+        except FileNotFoundError:  # it was removed meanwhile
+            return None
+        self._copied = local.digest
+        return known
+
     def _near(self) -> tuple[LocalSnapshot, FileMap] | None:
         """A snapshot on this node that this one descends from, and the repository's map of it."""
         base = self._stored.base.digest if self._stored.base else None
         for digest in (self._stored.manifest.parent, base):
             if digest is None:
                 continue
-            with contextlib.suppress(NotFound, Damaged):
+            with contextlib.suppress(NotFound, DataError):
                 local = self._here.snapshots.get(digest)
                 known = self._repository.find_snapshot(digest, domain=self._stored.domain)
                 if known is not None and known.memory.size_bytes == self._stored.memory.size_bytes:
@@ -201,13 +235,23 @@ class _Pull:
         manifest, staging = self._stored.manifest, self._staging
         if blake3_file(staging.vmstate) != manifest.vmstate.digest:
             raise self._wrong("vmstate")
-        for name, path, file in (
-            ("memory", staging.memory, manifest.memory),
-            ("disk", staging.disk, manifest.disk),
-        ):
-            if not _matches(path, file):
-                raise self._wrong(name)
+        if not _matches(staging.disk, manifest.disk):
+            raise self._wrong("disk")
+        while not _matches(staging.memory, manifest.memory):
+            if self._copied is None:
+                raise self._wrong("memory")
+            self._fetch_whole_memory(self._copied)
         self._report.raw_bytes = manifest.memory.data_bytes + manifest.disk.data_bytes
+
+    def _fetch_whole_memory(self, copied: Digest) -> None:
+        """What was copied on this node is not what the repository says of it: do without."""
+        log.warning("snapshot differs from what its store says digest=%s", copied)
+        self._copied = None
+        self._staging.memory.unlink()
+        plan = Plan()
+        with contextlib.ExitStack() as stack:
+            self._plan_whole_memory(plan, stack)
+            self._fetch(plan)
 
     def _wrong(self, name: str) -> Damaged:
         return damaged(self._stored.link.key, f"{name} has another content than its manifest says")
@@ -225,10 +269,21 @@ def _same(left: Entry | None, right: Entry) -> bool:
 def _created(path: Path, size_bytes: int) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(descriptor, size_bytes)
+        _set_size(descriptor, size_bytes)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _set_size(descriptor: int, size_bytes: int) -> None:
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise NoSpace(
+            f"a file of {format_size(size_bytes)} is larger than this file system takes"
+        ) from None
 
 
 @contextlib.contextmanager
