@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from torpor.errors import Damaged, ObjectMissing
+from torpor.errors import DataError, ObjectMissing
 from torpor.host.sparse import data_extents
 from torpor.host.threads import executor
 from torpor.snapshot.manifest import encode_manifest
@@ -29,9 +29,11 @@ from torpor.snapshot.repository.records import (
     seal,
 )
 from torpor.snapshot.repository.repository import (
+    StoredRef,
     StoredSnapshot,
     image_prefix,
     new_id,
+    pack_key,
     snapshot_prefix,
 )
 from torpor.snapshot.repository.sealing import Sealer, Source
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.snapshot.local import LocalSnapshot
-    from torpor.snapshot.repository.repository import Repository, StoredRef
+    from torpor.snapshot.repository.repository import Repository
     from torpor.snapshot.transfer import Progress
     from torpor.units import Digest
 
@@ -81,7 +83,7 @@ def push(
     report = TransferReport(snapshot.digest)
     began = time.perf_counter()
     before = repository.read_ref_to_replace(ref)
-    if before is None or not _is_whole(repository, before, snapshot):
+    if not isinstance(before, StoredRef) or not _is_whole(repository, before, snapshot):
         with Lease(repository, "push") as lease, executor(4) as pool:
             pusher = _Pusher(repository, images, progress, options or PushOptions(), report)
             pusher.writer = PackWriter(
@@ -97,14 +99,23 @@ def push(
 
 
 def _is_whole(repository: Repository, ref: StoredRef, snapshot: LocalSnapshot) -> bool:
-    """Whether the ref means this snapshot and the objects that it names are there."""
+    """Whether the ref means this snapshot and all that it leads to is there."""
     if ref.record.snapshot != snapshot.digest or ref.domain.key_id != repository.domain.key_id:
         return False
-    links = (ref.record.manifest, ref.record.wake)
-    return all(_has(repository, link) for link in links)
+    try:
+        stored = repository.read_snapshot(ref.record.snapshot, ref.record.manifest)
+        images = [repository.read_image(image) for image in stored.images]
+    except (ObjectMissing, DataError):
+        return False
+    sizes = {info.key: info.size_bytes for info in repository.store.list("packs/")}
+    return _has(repository, stored.wake) and all(
+        sizes.get(pack_key(pack), 0) >= end
+        for file in (stored.memory, stored.disk, *(image.content for image in images))
+        for pack, end in file.pack_ends().items()
+    )
 
 
-def _has(repository: Repository, link: Link | WakeLink) -> bool:
+def _has(repository: Repository, link: WakeLink) -> bool:
     found = next((i for i in repository.store.list(_folder(link.key)) if i.key == link.key), None)
     return found is not None and found.size_bytes == link.size_bytes
 
@@ -271,7 +282,7 @@ class _Pusher:
             return False
         try:
             images = [self._repository.read_image(image) for image in stored.images]
-        except (ObjectMissing, Damaged):
+        except (ObjectMissing, DataError):
             return False
         return self._known.has_all(*(image.content for image in images))
 
@@ -294,7 +305,7 @@ class _Pusher:
                 and self._known.has_all(stored.memory, stored.disk)
                 and self._is_whole(stored)
             )
-        except (ObjectMissing, Damaged):
+        except (ObjectMissing, DataError):
             return False
 
 

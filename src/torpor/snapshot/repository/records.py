@@ -251,12 +251,16 @@ def damaged(name: str, reason: str) -> Damaged:
     return Damaged(
         f"object {name} in the store is damaged",
         reason=reason,
-        hint="`torpor store check` lists what is; push again from a node that has the snapshot",
+        hint="`torpor store check --read-data` lists what is; delete those objects, then push"
+        " again from a node that has the snapshot",
     )
 
 
 def check_link(link: Link | WakeLink, data: bytes) -> None:
-    """Raise Damaged unless `data` is what the link vouches for."""
+    """Raise Damaged unless `data` is what the link vouches for; of a wake object, its header."""
+    size = link.header_bytes if isinstance(link, WakeLink) else link.size_bytes
+    if len(data) != size:
+        raise damaged(link.key, f"it has {len(data)} bytes, what points to it says {size}")
     if hash_bytes(data) != link.hash:
         raise damaged(link.key, "its hash is another than the one that points to it says")
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import (
     Conflict,
     Damaged,
-    Incompatible,
+    DataError,
     InvalidInput,
-    KeyMissing,
     NotFound,
     ObjectConflict,
     ObjectMissing,
@@ -83,6 +82,13 @@ class StoredRef:
 
 
 @dataclass(frozen=True)
+class BrokenRef:
+    """A ref whose object is damaged, and its tag: who pushes to that name mends it."""
+
+    etag: str
+
+
+@dataclass(frozen=True)
 class StoredSnapshot:
     """A snapshot's record, checked: its manifest, the maps of memory and disk, its links."""
 
@@ -139,9 +145,23 @@ class Repository:
         """What a name points to, None if there is no such ref."""
         return self._read_ref(name, self.keyring)
 
-    def read_ref_to_replace(self, name: str) -> StoredRef | None:
-        """Like `read_ref`, also one that is not sealed: who has a key may seal what was plain."""
-        return self._read_ref(name, self.keyring.with_plain())
+    def read_ref_to_replace(self, name: str) -> StoredRef | BrokenRef | None:
+        """Like `read_ref`, for a writer, whom neither damage nor a plain ref need stop.
+
+        Who has a key may seal what was plain, and mend what is damaged.
+        """
+        keyring = self.keyring.with_plain()
+        try:
+            return self._read_ref(name, keyring)
+        except Damaged:
+            pass
+        try:
+            etag = self.store.head(ref_key(name)).etag
+            return self._read_ref(name, keyring)  # again, so that the tag is of nothing newer
+        except ObjectMissing:
+            return None
+        except Damaged:
+            return BrokenRef(etag)
 
     def _read_ref(self, name: str, keyring: Keyring) -> StoredRef | None:
         key = ref_key(name)
@@ -164,7 +184,7 @@ class Repository:
         snapshot: Digest,
         manifest: Link,
         wake: WakeLink,
-        before: StoredRef | None,
+        before: StoredRef | BrokenRef | None,
     ) -> None:
         """Point a name to a snapshot if it still is as it was read.
 
@@ -181,9 +201,16 @@ class Repository:
             raise _lost_race(name, self.read_ref_to_replace(name)) from None
 
     def delete_ref(self, name: str) -> None:
-        """Forget a name; what it pointed to is left to collections. Raises NotFound."""
-        if self.read_ref(name) is None:
-            raise NotFound(f"there is no ref {name!r} in the store", hint="`torpor store ls` lists")
+        """Forget a name, sound or not; what it pointed to is left to collections.
+
+        Raises NotFound.
+        """
+        try:
+            self.store.head(ref_key(name))
+        except ObjectMissing:
+            raise NotFound(
+                f"there is no ref {name!r} in the store", hint="`torpor store ls` lists"
+            ) from None
         self.store.delete(ref_key(name))
 
     def refs(self) -> list[str]:
@@ -194,11 +221,15 @@ class Repository:
     # snapshots
 
     def resolve(self, reference: str) -> tuple[Digest, Link]:
-        """The snapshot that a ref or a whole digest means. Raises NotFound."""
+        """The snapshot that a ref or a whole digest means.
+
+        Raises NotFound; Damaged and the like when what there is of it cannot be used.
+        """
         if len(reference) == 64:
-            found = self.find_snapshot(parse_digest(reference))
+            problems: list[DataError] = []
+            found = self.find_snapshot(parse_digest(reference), problems=problems)
             if found is None:
-                raise NotFound(
+                raise next(iter(problems), None) or NotFound(
                     f"the store has no snapshot {reference[:12]}",
                     hint="push it from a node that has it",
                 )
@@ -217,11 +248,17 @@ class Repository:
         return self.decode_snapshot(digest, link, data)
 
     def find_snapshot(
-        self, digest: Digest, *, domain: Domain | None = None, without: Iterable[str] = ()
+        self,
+        digest: Digest,
+        *,
+        domain: Domain | None = None,
+        without: Iterable[str] = (),
+        problems: list[DataError] | None = None,
     ) -> StoredSnapshot | None:
         """A sound record of a snapshot that some ref or push put there, by digest.
 
-        Only those of `domain`, if it is given, and none whose key is in `without`.
+        Only those of `domain`, if it is given, and none whose key is in `without`. What is wrong
+        with the others is added to `problems`.
         """
         avoided = set(without)
         for candidate in [domain] if domain else self._domains():
@@ -235,8 +272,11 @@ class Repository:
                     found = self.decode_snapshot(digest, link, data)
                     if found.domain.key_id == candidate.key_id:
                         return found
-                except (ObjectMissing, Damaged, Incompatible, KeyMissing):
-                    continue  # another push's may be sound
+                except ObjectMissing:
+                    continue
+                except DataError as error:  # another push's may be sound
+                    if problems is not None:
+                        problems.append(error)
         return None
 
     def read_wake(self, link: WakeLink) -> WakeHeader:
@@ -294,7 +334,7 @@ class Repository:
                 found = self.decode_image(digest, link, data)
                 if found.domain.key_id == self.domain.key_id:
                     return found
-            except (ObjectMissing, Damaged, Incompatible, KeyMissing):
+            except (ObjectMissing, DataError):
                 continue
         return None
 
@@ -444,10 +484,17 @@ def _missing(key: str) -> ObjectMissing:
     )
 
 
-def _lost_race(name: str, now: StoredRef | None) -> Conflict:
+def _lost_race(name: str, now: StoredRef | BrokenRef | None) -> Conflict:
+    match now:
+        case StoredRef():
+            reason = f"it points to snapshot {now.record.snapshot[:12]}"
+        case BrokenRef():
+            reason = "it is damaged now"
+        case None:
+            reason = "it was deleted"
     return Conflict(
         f"somebody else wrote {name} in the store meanwhile",
-        reason=f"it points to snapshot {now.record.snapshot[:12]}" if now else "it was deleted",
+        reason=reason,
         hint="look at that one first; pushing again replaces it",
     )
 
