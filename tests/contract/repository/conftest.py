@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.exchange import RAM, Exchange, TestNode, make_key
-from fixtures.spoiling import Pushed
+from fixtures.forging import Forger
+from fixtures.spoiling import Pushed, kept
 from torpor.config import Settings
 from torpor.snapshot.repository.keys import plain_keyring
 from torpor.store.plain import open_plain
@@ -45,6 +46,13 @@ def node() -> Iterator[TestNode]:
     """A node that has nothing."""
     with tempfile.TemporaryDirectory(dir=RAM) as directory:
         yield TestNode(Path(directory) / "node")
+
+
+@pytest.fixture
+def forger(pushed: Pushed) -> Iterator[Forger]:
+    """The pushed function in the hands of a forger; all is put back afterwards."""
+    with kept(pushed.exchange):
+        yield Forger(pushed.exchange.store, pushed.exchange.keyring.current)
 
 
 def _memory() -> Store:
