@@ -195,7 +195,7 @@ def find_problem(manifest: Manifest) -> str:
 
 def _numbers(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:
     machine, function = manifest.machine, manifest.function
-    yield "a vmstate size", manifest.vmstate.size_bytes, 1, LARGEST_VMSTATE_BYTES
+    yield "a vmstate", manifest.vmstate.size_bytes, 1, LARGEST_VMSTATE_BYTES
     yield "an app capacity", machine.app_bytes, 0, _LARGEST
     yield "a number of CPUs", machine.vcpus, 1, _MOST_CPUS
     yield "a page size", manifest.platform.page_bytes, 1, _LARGEST

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import array
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -51,9 +52,7 @@ def each(exchange: Exchange, prefix: str, change: Callable[[str, bytes], bytes])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_index(spoilt: Exchange, damage: str, node: TestNode) -> None:
     """Without sound indexes a push sends again what it cannot find, and arrives whole."""
-    for info in list(spoilt.store.list("")):
-        if info.key.startswith(("refs/", "snapshots/", "images/")):
-            spoilt.store.delete(info.key)
+    _forget_records(spoilt)
     packs = {info.key for info in spoilt.store.list("packs/")}
     each(spoilt, "index/", lambda _, data: DAMAGE[damage](data))
     spoilt.push()
@@ -61,20 +60,70 @@ def test_damaged_index(spoilt: Exchange, damage: str, node: TestNode) -> None:
     assert_same(spoilt.pull(node=node), spoilt.function)
 
 
-def test_lying_index(spoilt: Exchange, node: TestNode) -> None:
-    """No garbage in an index that was sealed as it should be makes a push fail.
+def _forget_records(exchange: Exchange) -> None:
+    """Only packs and indexes are left: a push finds what is there by the indexes alone."""
+    for info in list(exchange.store.list("")):
+        if info.key.startswith(("refs/", "snapshots/", "images/")):
+            exchange.store.delete(info.key)
 
-    What it cannot be seen to lie about, which chunk lies where, is found out by who pulls.
-    """
-    key = next(info.key for info in spoilt.store.list("index/"))
-    domain = spoilt.keyring.current
-    honest = open_raw(domain, key, spoilt.store.get(key, limit_bytes=LARGEST)[0])
+
+def _indexes(exchange: Exchange) -> dict[str, Any]:
+    domain = exchange.keyring.current
+    return {
+        info.key: open_raw(domain, info.key, exchange.store.get(info.key, limit_bytes=LARGEST)[0])
+        for info in exchange.store.list("index/")
+    }
+
+
+def _forge_index(exchange: Exchange, key: str, record: Any) -> None:  # noqa: ANN401
+    exchange.store.put(key, seal_raw(exchange.keyring.current, Kind.INDEX, key, record))
+
+
+def test_lying_index(spoilt: Exchange, node: TestNode) -> None:
+    """No garbage in an index that was sealed as it should be misleads a push."""
+    key, honest = next(iter(_indexes(spoilt).items()))
     for number, leaf in enumerate(leaves(honest)):
-        for bad in garbage(value_at(honest, leaf)):
-            forged = replaced(honest, leaf, bad)
-            spoilt.store.put(key, seal_raw(domain, Kind.INDEX, key, forged))
-            spoilt.push(spoilt.base, ref=f"again-{number}")
-    assert_same(spoilt.pull("again-0", node=node), spoilt.base)
+        for place, bad in enumerate(garbage(value_at(honest, leaf))):
+            _forget_records(spoilt)
+            _forge_index(spoilt, key, replaced(honest, leaf, bad))
+            spoilt.push()
+            other = TestNode(node.directory.parent / f"{number}-{place}")
+            assert_same(spoilt.pull(node=other), spoilt.function)
+
+
+def test_index_that_swaps_chunks(spoilt: Exchange, node: TestNode) -> None:
+    """Which chunk lies where a push takes on an index's word; who pulls finds out."""
+    _forget_records(spoilt)
+    for key, honest in _indexes(spoilt).items():
+        ids = honest["ids"]
+        _forge_index(spoilt, key, {**honest, "ids": ids[32:] + ids[:32]})
+    spoilt.push()
+    with pytest.raises(Damaged, match="object packs/"):
+        spoilt.pull(node=node)
+    assert node.left_over() == []
+
+
+def test_index_with_impossible_lengths(spoilt: Exchange, node: TestNode) -> None:
+    """An index whose lengths add up, though no chunk has them, is ignored."""
+    _forget_records(spoilt)
+    for key, honest in _indexes(spoilt).items():
+        lengths = array.array("H", honest["lengths"])
+        if len(lengths) > 1:
+            lengths[0], lengths[1] = 0, lengths[0] + lengths[1]
+        _forge_index(spoilt, key, {**honest, "lengths": lengths.tobytes()})
+    spoilt.push()
+    assert_same(spoilt.pull(node=node), spoilt.function)
+
+
+def test_index_of_another_pack(spoilt: Exchange, node: TestNode) -> None:
+    """An index that speaks of another pack than the one it is named after is ignored."""
+    _forget_records(spoilt)
+    (first, mine), (_, other) = list(_indexes(spoilt).items())[:2]
+    count = len(other["lengths"]) // 2
+    ids = (mine["ids"] * 9)[: 32 * count]
+    _forge_index(spoilt, first, {**other, "ids": ids})
+    spoilt.push()
+    assert_same(spoilt.pull(node=node), spoilt.function)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from fixtures.exchange import assert_same
-from fixtures.spoiling import refuse
+from fixtures.spoiling import little_memory, refuse
 from torpor.errors import ObjectMissing
 from torpor.snapshot.repository.chunks import LONGEST_BYTES, encode
 from torpor.snapshot.windows import WINDOW_BYTES
@@ -66,7 +66,8 @@ def test_chunk(pushed: Pushed, node: TestNode, forger: Forger, what: str) -> Non
     key = forger.replace_chunk(sealed, chunk_id)
     forger.publish()
     possible = 0 < len(sealed) <= LONGEST_BYTES
-    refuse(pushed.exchange, node, key if possible else forger.manifest_key)
+    with little_memory():
+        refuse(pushed.exchange, node, key if possible else forger.manifest_key)
 
 
 @pytest.mark.parametrize("length", [0, 1, WINDOW_BYTES - 1, WINDOW_BYTES + 1])

@@ -8,7 +8,6 @@ import blake3
 import pytest
 
 from fixtures.exchange import assert_same
-from fixtures.forging import Forger
 from fixtures.garbage import garbage, leaves, replaced, value_at
 from fixtures.spoiling import refuse
 from torpor.errors import Conflict, Damaged, DataError, Incompatible, NoSpace
@@ -16,6 +15,7 @@ from torpor.snapshot.windows import WINDOW_BYTES
 
 if TYPE_CHECKING:
     from fixtures.exchange import Exchange, TestNode
+    from fixtures.forging import Forger
     from fixtures.spoiling import Pushed
 
 
@@ -235,7 +235,16 @@ def test_two_maps_disagree(pushed: Pushed, node: TestNode, forger: Forger) -> No
         [[0, 0, offset, lengths[:2], ids[:32][::-1]]],
     ]
     forger.publish()
-    refuse(pushed.exchange, node, f"packs/{packs[pack].hex()}")
+    error = refuse(pushed.exchange, node, f"packs/{packs[pack].hex()}")
+    assert "disagree" in str(error)
+
+
+def test_wake_object_beyond_any(pushed: Pushed, node: TestNode, forger: Forger) -> None:
+    """A wake object of a length that none has is refused by what points to it."""
+    forger.late["snapshot"] = lambda record: replaced(record, ("wake", "size_bytes"), 1 << 40)
+    forger.wake["files"]["vmstate"][2][0][2] = 1 << 33
+    forger.publish()
+    refuse(pushed.exchange, node, forger.manifest_key)
 
 
 def test_expected_digest(pushed: Pushed, node: TestNode, forger: Forger) -> None:

@@ -6,20 +6,33 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from fixtures.forging import seal_raw
 from torpor.errors import Damaged, Incompatible
 from torpor.snapshot.repository.chunks import ID_BYTES, LONGEST_BYTES, decode, encode
 from torpor.snapshot.repository.domain import Domain, PlainDomain, SealedDomain
 from torpor.snapshot.repository.filemap import (
     PACK_ID_BYTES,
     EncodedMap,
+    EncodedRun,
     Entry,
     Location,
     decode_map,
     encode_map,
 )
-from torpor.snapshot.repository.keys import Keyring
-from torpor.snapshot.repository.records import ImageRecord, LeaseRecord, seal, unseal
+from torpor.snapshot.repository.keys import Keyring, plain_keyring
+from torpor.snapshot.repository.known import locate
+from torpor.snapshot.repository.packing import PACK_HEADER
+from torpor.snapshot.repository.records import (
+    LIMITS,
+    ImageRecord,
+    IndexRecord,
+    Kind,
+    LeaseRecord,
+    seal,
+    unseal,
+)
 from torpor.snapshot.windows import WINDOW_BYTES
 from torpor.units import Digest
 
@@ -66,6 +79,82 @@ def test_no_chunk(garbage: bytes) -> None:
     except Damaged:
         return
     assert len(decoded) <= WINDOW_BYTES
+
+
+def test_chunk_beyond_a_window() -> None:
+    """More than a window is no chunk, stored or compressed."""
+    long = b"ab" * WINDOW_BYTES
+    for encoded in (encode(long, level=3), b"\x00" + long, b"\x00" + bytes(WINDOW_BYTES + 1)):
+        with pytest.raises(Damaged, match="too long"):
+            decode(encoded)
+    assert len(decode(b"\x00" + bytes(WINDOW_BYTES))) == WINDOW_BYTES
+
+
+ONE_ID = bytes(ID_BYTES)
+LENGTH = (100).to_bytes(2, "little")
+PACK = bytes(PACK_ID_BYTES)
+RUN = EncodedRun(0, 0, 16, LENGTH, ONE_ID)
+BAD_MAPS = {
+    "negative size": EncodedMap(-1, (PACK,), (RUN,)),
+    "size": EncodedMap((1 << 44) + 1, (PACK,), (RUN,)),
+    "short pack id": EncodedMap(WINDOW_BYTES, (PACK[1:],), (RUN,)),
+    "pack twice": EncodedMap(WINDOW_BYTES, (PACK, PACK), (RUN,)),
+    "pack that is not listed": EncodedMap(WINDOW_BYTES, (), (RUN,)),
+    "negative pack": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, pack=-1),)),
+    "negative window": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, first_window=-1),)),
+    "window behind the end": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, first_window=1),)),
+    "far window": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, first_window=1 << 63),)),
+    "same window": EncodedMap(WINDOW_BYTES, (PACK,), (RUN, RUN)),
+    "negative offset": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, offset=-1),)),
+    "offset": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, offset=1 << 26),)),
+    "far offset": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, offset=1 << 63),)),
+    "no length": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, lengths=b""),)),
+    "half a length": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, lengths=b"\1\0\1"),)),
+    "length of zero": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, lengths=b"\0\0"),)),
+    "largest length": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, lengths=b"\xff\xff"),)),
+    "short id": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, ids=ONE_ID[1:]),)),
+    "an id more": EncodedMap(WINDOW_BYTES, (PACK,), (replace(RUN, ids=ONE_ID * 2),)),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_MAPS)
+def test_bad_map(bad: str) -> None:
+    """A map with a number that cannot be is damaged."""
+    assert decode_map(EncodedMap(WINDOW_BYTES, (PACK,), (RUN,))).windows == 1
+    with pytest.raises(Damaged, match="inconsistent"):
+        decode_map(BAD_MAPS[bad])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ids"),
+    [
+        (LENGTH, ONE_ID[1:]),
+        (LENGTH, ONE_ID * 2),
+        (LENGTH[:1], ONE_ID),
+        (LENGTH * 2, ONE_ID * 2),
+        (b"", b""),
+        ((0).to_bytes(2, "little") + LENGTH, ONE_ID * 2),
+    ],
+)
+def test_bad_index(lengths: bytes, ids: bytes) -> None:
+    """An index that does not describe its pack, or no pack at all, is damaged."""
+    pack_bytes = len(PACK_HEADER) + 100
+    assert len([*locate(IndexRecord(pack=PACK, lengths=LENGTH, ids=ONE_ID), pack_bytes)]) == 1
+    with pytest.raises(Damaged):
+        list(locate(IndexRecord(pack=PACK, lengths=lengths, ids=ids), pack_bytes))
+
+
+def test_longer_body_than_its_kind_may_have() -> None:
+    """A record that is not compressed is no longer than its kind allows either."""
+    ring = plain_keyring()
+    for length in (4000, 4200):
+        record = {"purpose": "x" * length, "beats": 0}
+        data = seal_raw(ring.current, Kind.LEASE, "leases/a", record)
+        if length < LIMITS[Kind.LEASE]:
+            unseal(ring, "leases/a", data, LeaseRecord)
+        else:
+            with pytest.raises(Damaged, match="a body of"):
+                unseal(ring, "leases/a", data, LeaseRecord)
 
 
 @FAST
