@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from torpor.errors import (
     Conflict,
     Damaged,
     DataError,
-    InvalidInput,
     NotFound,
     ObjectConflict,
     ObjectMissing,
@@ -20,14 +18,12 @@ from torpor.errors import (
 from torpor.host.threads import map_ordered
 from torpor.snapshot.manifest import Manifest, decode_manifest
 from torpor.snapshot.repository.filemap import (
-    LARGEST_PACK_BYTES,
-    LARGEST_WAKE_BYTES,
     PACK_ID_BYTES,
     FileMap,
     decode_map,
 )
+from torpor.snapshot.repository.links import check_ref, check_snapshot, longest_object
 from torpor.snapshot.repository.records import (
-    LIMITS,
     BaseLink,
     CondemnedRecord,
     ImageLink,
@@ -59,17 +55,7 @@ if TYPE_CHECKING:
 SELF_PACK: Final = bytes(PACK_ID_BYTES)
 """The pack id by which a wake object's maps mean the object itself."""
 
-_OVERHEAD_BYTES: Final = 1024
-"""More than a record's header, salt, tag and encoding byte."""
 _PARALLEL: Final = 8
-
-_ID: Final = "[0-9a-f]{32}"
-_KEYS: Final = {
-    Kind.MANIFEST: re.compile(f"snapshots/{_ID}/{_ID}/manifest"),
-    Kind.WAKE: re.compile(f"snapshots/{_ID}/{_ID}/wake"),
-    Kind.IMAGE: re.compile(f"images/{_ID}/{_ID}"),
-}
-"""The names that a link to an object of a kind may have."""
 
 
 @dataclass(frozen=True)
@@ -166,15 +152,13 @@ class Repository:
     def _read_ref(self, name: str, keyring: Keyring) -> StoredRef | None:
         key = ref_key(name)
         try:
-            data, etag = self.store.get(key, limit_bytes=_limit(Kind.REF))
+            data, etag = self.store.get(key, limit_bytes=longest_object(Kind.REF))
         except ObjectMissing:
             return None
         record, domain = unseal(keyring, key, data, RefRecord)
         if record.name != name:
             raise damaged(key, f"it was written for the name {record.name!r}")
-        _check_digest(key, record.snapshot)
-        _check_key(key, Kind.MANIFEST, record.manifest.key)
-        _check_wake(key, record.wake)
+        check_ref(key, record)
         return StoredRef(record, etag, domain)
 
     def write_ref(
@@ -267,7 +251,7 @@ class Repository:
                 if info.key in avoided or not info.key.endswith("/manifest"):
                     continue
                 try:
-                    data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.MANIFEST))
+                    data, _ = self.store.get(info.key, limit_bytes=longest_object(Kind.MANIFEST))
                     link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
                     found = self.decode_snapshot(digest, link, data)
                     if found.domain.key_id == candidate.key_id:
@@ -329,7 +313,7 @@ class Repository:
             if info.key in avoided:
                 continue
             try:
-                data, _ = self.store.get(info.key, limit_bytes=_limit(Kind.IMAGE))
+                data, _ = self.store.get(info.key, limit_bytes=longest_object(Kind.IMAGE))
                 link = Link(key=info.key, size_bytes=len(data), hash=hash_bytes(data))
                 found = self.decode_image(digest, link, data)
                 if found.domain.key_id == self.domain.key_id:
@@ -352,7 +336,7 @@ class Repository:
     def read_condemned(self, key: str) -> CondemnedRecord | None:
         """A collection's list of what it is going to delete, None if it has ended."""
         try:
-            data, _ = self.store.get(key, limit_bytes=_limit(Kind.CONDEMNED))
+            data, _ = self.store.get(key, limit_bytes=longest_object(Kind.CONDEMNED))
         except ObjectMissing:
             return None
         return unseal(self.keyring, key, data, CondemnedRecord)[0]
@@ -373,13 +357,7 @@ class Repository:
             manifest.disk.size_bytes,
         ):
             raise damaged(link.key, "its maps are not of the manifest's files")
-        _check_wake(link.key, record.wake)
-        for image in record.images:
-            _check_digest(link.key, image.digest)
-            _check_key(link.key, Kind.IMAGE, image.record.key)
-        if record.base is not None:
-            _check_digest(link.key, record.base.digest)
-            _check_key(link.key, Kind.MANIFEST, record.base.manifest.key)
+        check_snapshot(link.key, record)
         wanted = [manifest.image, *([manifest.function.app] if manifest.function else [])]
         if sorted(wanted) != sorted(image.digest for image in record.images):
             raise damaged(link.key, "its images are not the manifest's")
@@ -409,7 +387,7 @@ class Repository:
 
     def read_linked(self, link: Link, kind: Kind) -> bytes:
         """The bytes of the object that a link vouches for."""
-        if not 0 < link.size_bytes <= _limit(kind):
+        if not 0 < link.size_bytes <= longest_object(kind):
             raise damaged(link.key, f"a length of {link.size_bytes} bytes")
         try:
             data, _ = self.store.get(link.key, limit_bytes=link.size_bytes)
@@ -452,30 +430,6 @@ def new_id() -> bytes:
     return secrets.token_bytes(PACK_ID_BYTES)
 
 
-def _limit(kind: Kind) -> int:
-    return LIMITS[kind] + _OVERHEAD_BYTES
-
-
-def _check_digest(key: str, digest: str) -> None:
-    try:
-        parse_digest(digest)
-    except InvalidInput as error:
-        raise damaged(key, str(error)) from None
-
-
-def _check_key(key: str, kind: Kind, linked: str) -> None:
-    if _KEYS[kind].fullmatch(linked) is None:
-        raise damaged(key, f"a link to {linked[:80]!r}")
-
-
-def _check_wake(key: str, wake: WakeLink) -> None:
-    _check_key(key, Kind.WAKE, wake.key)
-    if not 0 < wake.header_bytes <= min(wake.size_bytes, _limit(Kind.WAKE)):
-        raise damaged(key, f"a wake header of {wake.header_bytes} bytes")
-    if wake.size_bytes > LARGEST_WAKE_BYTES:
-        raise damaged(key, f"a wake object of {wake.size_bytes} bytes")
-
-
 def _missing(key: str) -> ObjectMissing:
     return ObjectMissing(
         f"the store has no object {key}",
@@ -497,6 +451,3 @@ def _lost_race(name: str, now: StoredRef | BrokenRef | None) -> Conflict:
         reason=reason,
         hint="look at that one first; pushing again replaces it",
     )
-
-
-assert LARGEST_PACK_BYTES < LARGEST_WAKE_BYTES
