@@ -30,7 +30,7 @@ format: setup ## let ruff format the code
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
 lock: setup ## pin what pyproject.toml asks for
-	@.venv/bin/uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev \
+	@.venv/bin/uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev --extra plot \
 		--python-version 3.11 pyproject.toml -o requirements.lock
 
 bench: setup ## both benchmarks

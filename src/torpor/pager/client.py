@@ -20,6 +20,7 @@ from torpor.host.process import spawn
 from torpor.pager import control
 from torpor.pager.control import PagerGone
 from torpor.pager.keeper import Job, Places
+from torpor.pager.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,10 +40,14 @@ _LOOK_AGAIN_S: Final = 0.05
 
 @dataclass(frozen=True)
 class Served:
-    """An open snapshot: where its files are, by name: memory, and the image and app that lack."""
+    """An open snapshot: where its files are, by name: memory, and the image and app that lack.
+
+    `spans`: when the pager did what of the opening.
+    """
 
     digest: Digest
     files: dict[str, Path]
+    spans: tuple[Span, ...] = ()
 
 
 class PagerClient:
@@ -86,7 +91,7 @@ class PagerClient:
         files = {
             name: self._places.mount.joinpath(*parts) for name, parts in answer["files"].items()
         }
-        return Served(answer["digest"], files)
+        return Served(answer["digest"], files, tuple(Span(*span) for span in answer["spans"]))
 
     def prepare(self, source: Source) -> None:
         """Start the pager and let it connect to a store. Raises HostUnfit, StoreError."""

@@ -24,7 +24,7 @@ log = logging.getLogger("torpor.pager")
 class Hydration:
     """Fetches files' chunks that are not here, least urgent of all, within bounds.
 
-    It ends when everything is here, after `limit_bytes` of sealed chunks, after `limit_s`, when it
+    `began_s` and `ended_s` are seconds of CLOCK_MONOTONIC, 0 until then. It ends when everything is here, after `limit_bytes` of sealed chunks, after `limit_s`, when it
     is stopped, or at the first failure: demand reads are none of its business.
     """
 
@@ -38,10 +38,12 @@ class Hydration:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hydrate", daemon=True)
         self.fetched_bytes = 0
+        self.began_s = self.ended_s = 0.0
         self.is_complete = False
 
     def start(self) -> None:
         """Begin; returns at once."""
+        self.began_s = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -69,6 +71,8 @@ class Hydration:
             log.info("hydration ended error=%s", error)
         else:
             self.is_complete = True
+        finally:
+            self.ended_s = time.monotonic()
 
     def _affordable(self, batch: list[Chunk]) -> list[Chunk]:
         left = self._limit_bytes - self.fetched_bytes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import Conflict, Damaged, NotFound, ObjectMissing
 from torpor.host.sparse import hash_extents, write_at
 from torpor.host.threads import submit
+from torpor.pager.spans import Spans
 from torpor.snapshot.repository.fetching import Plan, fetch, open_window
 from torpor.snapshot.repository.records import Kind, damaged
 from torpor.snapshot.repository.repository import pack_key
@@ -72,17 +73,22 @@ def open_snapshot(
     link: Link,
     wake: WakeLink | None,
     pool: concurrent.futures.ThreadPoolExecutor,
+    *,
+    spans: Spans | None = None,
 ) -> OpenedSnapshot:
     """Everything that a wake needs before the guest runs, verified.
 
-    Raises Damaged, ObjectMissing, KeyMissing, Incompatible naming the object.
+    `spans` gets `manifest` and `wake object`. Raises Damaged, ObjectMissing, KeyMissing, Incompatible naming the object.
     """
-    beginning = None if wake is None else submit(pool, lambda: _read_beginning(repository, wake))
-    encoded = repository.read_linked(link, Kind.MANIFEST)
-    stored = repository.decode_snapshot(digest, link, encoded)
+    spans = spans or Spans()
+    read = lambda link: _read_beginning(repository, link, spans)  # noqa: E731
+    beginning = None if wake is None else submit(pool, lambda: read(wake))
+    with spans.span("manifest"):
+        encoded = repository.read_linked(link, Kind.MANIFEST)
+        stored = repository.decode_snapshot(digest, link, encoded)
     data = b"" if beginning is None else beginning.result()
     if wake != stored.wake:  # by digest, or a ref that names another push's wake object
-        data = _read_beginning(repository, stored.wake)
+        data = read(stored.wake)
     header = repository.decode_wake(stored.wake, data[: stored.wake.header_bytes])
     files = [header.files["vmstate"]]
     if "disk" in header.files:
@@ -171,10 +177,11 @@ def _fetch_disk(repository: Repository, stored: StoredSnapshot, path: Path) -> N
         fetch(repository.store, plan, arrived=lambda key, size_bytes: None)
 
 
-def _read_beginning(repository: Repository, wake: WakeLink) -> bytes:
+def _read_beginning(repository: Repository, wake: WakeLink, spans: Spans) -> bytes:
     length = min(wake.size_bytes, wake.header_bytes + _BEGINNING_BYTES)
     try:
-        return repository.store.get_range(wake.key, 0, length)
+        with spans.span("wake object"):
+            return repository.store.get_range(wake.key, 0, length)
     except ObjectMissing:
         raise ObjectMissing(
             f"the store has no object {wake.key}",

@@ -23,8 +23,10 @@ from torpor.pager.hydrating import Hydration
 from torpor.pager.pushing import Pusher, WakeData
 from torpor.pager.served import StoredFile
 from torpor.pager.source import Source, open_repository
+from torpor.pager.spans import Spans
 from torpor.snapshot.local import LocalSnapshots
 from torpor.snapshot.repository.records import ImageLink, Kind, Link, damaged
+from torpor.store.metrics import Counters
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ class Pager:
         self._opened: dict[Digest, _Opened] = {}
         self._images: dict[Digest, _Served] = {}
         self._repositories: dict[Source, Repository] = {}
+        self._requests = Counters()
 
     # what clients ask
 
@@ -116,16 +119,25 @@ class Pager:
         """Open a snapshot by ref or digest; the images in `here` are the node's own business.
 
         It appears among the node's snapshots with its memory served. Without `push` its working
-        set is left to demand. Raises what `opening` raises.
+        set is left to demand. `spans` say when each part of this began and ended: resolve, and for
+        one that was not open manifest, wake object, publish. Raises what `opening` raises.
         """
-        repository = self._repository(source)
-        digest, link, wake = opening.resolve(repository, reference, expect=expect)
+        repository, spans = self._repository(source), Spans()
+        with spans.span("resolve"):
+            digest, link, wake = opening.resolve(repository, reference, expect=expect)
         with self._turn(digest):
             known = self._opened.get(digest)
             if known is None:
-                opened = opening.open_snapshot(repository, digest, link, wake, self._pool)
-                known = self._serve(source, repository, opened, frozenset(here), push=push)
-        return {"digest": digest, "files": {name: s.node.parts for name, s in known.files.items()}}
+                opened = opening.open_snapshot(
+                    repository, digest, link, wake, self._pool, spans=spans
+                )
+                with spans.span("publish"):
+                    known = self._serve(source, repository, opened, frozenset(here), push=push)
+        return {
+            "digest": digest,
+            "files": {name: s.node.parts for name, s in known.files.items()},
+            "spans": spans.ended(),
+        }
 
     def prepare(self, source: Source) -> dict[str, Any]:
         """Connect to a store, so that the first wake from it need not. Raises StoreError."""
@@ -181,10 +193,16 @@ class Pager:
         return {"failure": "; ".join(found)}
 
     def counters(self) -> dict[str, Any]:
-        """Everything that was counted since this process began."""
+        """Everything that was counted since this process, `pid`, began.
+
+        `store` is all that was asked of stores: for refs, records, wake objects and chunks.
+        """
         with self._lock:
             opened = dict(self._opened)
+        asked = self._requests.snapshot()
         return {
+            "pid": os.getpid(),
+            "store": {"requests": asked.total_requests, "bytes": asked.bytes_down},
             "snapshots": {digest: _count(one) for digest, one in opened.items()},
             "fetched": asdict(self._fetcher.counters()),
             "cache": asdict(self._cache.counters()) if self._cache else None,
@@ -357,7 +375,7 @@ class Pager:
     def _repository(self, source: Source) -> Repository:
         with self._lock:
             if source not in self._repositories:
-                self._repositories[source] = open_repository(source)
+                self._repositories[source] = open_repository(source, counters=self._requests)
             return self._repositories[source]
 
 
@@ -406,6 +424,9 @@ def _count(opened: _Opened) -> dict[str, Any]:
         "files": {name: asdict(served.file.counters) for name, served in opened.files.items()},
         "push": asdict(pusher.counters) if pusher else None,
         "hydrated_bytes": hydration.fetched_bytes if hydration else 0,
+        "hydration": (
+            {"began_s": hydration.began_s, "ended_s": hydration.ended_s} if hydration else None
+        ),
     }
 
 

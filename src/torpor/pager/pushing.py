@@ -51,11 +51,15 @@ class WakeData:
 
 @dataclass
 class PushCounters:
-    """What a push did: bytes fetched, windows pushed, seconds from its begin to its end."""
+    """What a push did: bytes fetched, windows pushed, and when, in seconds of CLOCK_MONOTONIC.
+
+    `first_s` is when the first window was in the page cache. A moment that has not come is 0.
+    """
 
     fetched_bytes: int = 0
     windows: int = 0
     began_s: float = 0.0
+    first_s: float = 0.0
     ended_s: float = 0.0
     failure: str = ""
 
@@ -155,6 +159,7 @@ class Pusher:
             with contextlib.suppress(FileNotFoundError):  # nobody has opened the file
                 self._server.store(node, window * WINDOW_BYTES, piece)
         with self._lock:
+            self.counters.first_s = self.counters.first_s or time.monotonic()
             self.counters.windows += len(windows)
             file.counters.pushed += len(windows)
 

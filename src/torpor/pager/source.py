@@ -16,6 +16,8 @@ from torpor.store.stack import open_store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torpor.store.metrics import Counters
+
 _RETRY_S: Final = "1s"
 _PREFIXES: Final = ("s3_", "store")
 
@@ -42,14 +44,14 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(tuple(sorted(rows.items())), keys, settings.plain)
 
 
-def open_repository(source: Source) -> Repository:
-    """The repository of a source, whose store is asked again only briefly.
+def open_repository(source: Source, *, counters: Counters | None = None) -> Repository:
+    """The repository of a source, whose store is asked again only briefly, and counted.
 
     The fetcher has a deadline of its own and asks again by itself until that is over.
     """
     rows: Mapping[str, str] = dict(source.settings) | {"store_retry_s": _RETRY_S}
     settings = load_settings(rows, environ={}, file=_NO_FILE)
-    return Repository(open_store(settings), _keyring(source))
+    return Repository(open_store(settings, counters=counters), _keyring(source))
 
 
 def _keyring(source: Source) -> Keyring:
