@@ -11,6 +11,7 @@ import typer
 
 from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, options, with_node
 from torpor.cli.output import print_json, print_table
+from torpor.cli.trace import TraceOption, show_trace
 from torpor.errors import InvalidInput
 from torpor.units import format_duration, format_size
 
@@ -82,6 +83,7 @@ def invoke(
     include: Annotated[
         bool, typer.Option("-i", "--include", help="Print status and headers too.")
     ] = False,
+    trace: TraceOption = False,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -90,7 +92,7 @@ def invoke(
 ) -> None:
     """Send one request to a function, waking it if it sleeps, and print the body.
 
-    Exit code 22 when the function answers with status 400 or more.
+    Exit code 22 when the function answers with status 400 or more. --trace goes to standard error.
 
     Example: torpor invoke ledger -d '{"amount": 5}' -H 'Content-Type: application/json'
     """
@@ -101,7 +103,8 @@ def invoke(
         body = None if data is None else _body(data)
         verb = method or ("GET" if body is None else "POST")
         headers = tuple(_header(text) for text in header or ())
-        return await node.invoke(function, Request(verb, path, headers, body), keep=keep)
+        request = Request(verb, path, headers, body)
+        return await node.invoke(function, request, keep=keep, trace=trace)
 
     def show(invoked: Invoked) -> int:
         response = invoked.response
@@ -116,6 +119,11 @@ def invoke(
             sys.stdout.buffer.write(response.body)
             if sys.stdout.isatty() and not response.body.endswith(b"\n"):
                 sys.stdout.write("\n")
+            if invoked.trace is not None:
+                sys.stdout.flush()
+                show_trace(invoked.trace, to=sys.stderr)
+            elif trace:
+                sys.stderr.write("nothing to trace: an instance was running\n")
         if response.status >= 400:
             sys.stderr.write(f"the function answered {response.status} {response.reason}\n")
             return HTTP_ERROR
@@ -223,6 +231,7 @@ def _invoked(invoked: Invoked) -> dict[str, Any]:
         "instance": invoked.instance_id,
         "woken": invoked.woken,
         "steps_s": invoked.timeline.to_dict(),
+        **({} if invoked.trace is None else {"trace": invoked.trace.to_dict()}),
     }
 
 

@@ -23,10 +23,13 @@ from torpor.cli.context import (
     with_node,
 )
 from torpor.cli.output import print_json, print_table
+from torpor.cli.trace import Plot, TraceOption, check_plot, draw, show_trace
 from torpor.host.cancel import in_thread
 from torpor.units import format_duration, parse_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torpor.node.instance import Instance
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.node import Node
@@ -127,6 +130,8 @@ def restore(
     wait: Annotated[
         bool, typer.Option("--wait", help="Stay until the VM ends or Ctrl-C, then clean up.")
     ] = False,
+    trace: TraceOption = False,
+    plot: Plot = None,
     expect_digest: ExpectDigest = None,
     plain: Plain = False,
     key_file: KeyFile = None,
@@ -138,28 +143,36 @@ def restore(
 ) -> None:
     """Wake a snapshot by hand, straight from this node's files or the store.
 
-    Prints the instance, its address, and how long each step took.
+    Prints the instance, its address, and how long each step took. With --trace: when each began,
+    what of its memory and images came from where, and how long the guest stood still for it.
 
-    Example: torpor restore ledger --wait
+    Example: torpor restore ledger --trace
     """
+    check_plot(plot)
+    traced = trace or plot is not None
 
     async def main() -> None:
         async with open_node() as node:
             expect = parse_digest(expect_digest) if expect_digest else None
-            instance = await node.restore(reference, kept=wait, expect=expect)
-            if wait:
-                await _wait_for_end(node, instance)
-            else:
+            instance = await node.restore(reference, kept=wait, expect=expect, trace=traced)
+
+            def show() -> None:
                 _show_restored(instance)
+                draw(instance.trace, plot, title=f"restore {reference}")
+
+            if wait:
+                await _wait_for_end(node, instance, show)
+            else:
+                show()
 
     run_async(main)
 
 
-async def _wait_for_end(node: Node, instance: Instance) -> None:
+async def _wait_for_end(node: Node, instance: Instance, show: Callable[[], None]) -> None:
     process = instance.vmm.process
     assert process is not None
     try:
-        _show_restored(instance)
+        show()
         sys.stdout.flush()
         while not await in_thread(process.wait, timeout_s=_A_DAY_S):
             continue
@@ -170,13 +183,17 @@ async def _wait_for_end(node: Node, instance: Instance) -> None:
 def _show_restored(instance: Instance) -> None:
     assert instance.function is not None
     address = f"{instance.address}:{instance.function.port}"
-    steps = instance.timeline.to_dict()
+    steps, trace = instance.timeline.to_dict(), instance.trace
     if options.as_json:
-        print_json({"instance": instance.id, "address": address, "steps_s": steps})
+        data = {"instance": instance.id, "address": address, "steps_s": steps}
+        print_json(data if trace is None else {**data, "trace": trace.to_dict()})
         return
     rows = [("instance", instance.id), ("address", f"http://{address}/")]
-    rows += [(step, format_duration(duration_s)) for step, duration_s in steps.items()]
+    if trace is None:
+        rows += [(step, format_duration(duration_s)) for step, duration_s in steps.items()]
     print_table(("", ""), rows, empty="")
+    if trace is not None:
+        show_trace(trace)
 
 
 def _row(row: InstanceRow) -> dict[str, Any]:

@@ -20,8 +20,14 @@ def print_json(value: Any, *, to: TextIO | None = None) -> None:  # noqa: ANN401
     (to or sys.stdout).write(json.dumps(value, indent=2) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """A table on standard output, or `empty` on standard error when there is no row."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str,
+    to: TextIO | None = None,
+) -> None:
+    """A table on standard output or another stream; `empty` on standard error without rows."""
     if not rows:
         Console(stderr=True).print(empty)
         return
@@ -30,8 +36,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, markup=False).print(table)
+    stream = to or sys.stdout
+    width = None if stream.isatty() else 200
+    Console(file=stream, width=width, highlight=False, markup=False).print(table)
 
 
 def print_error(error: TorporError, *, as_json: bool) -> None:

@@ -39,6 +39,9 @@ Reference = Annotated[str, typer.Argument(metavar="REF", help="A name, a digest,
 def create(
     instance: Annotated[str, typer.Argument(metavar="ID", help="A running instance.")],
     name: Annotated[str | None, typer.Option(metavar="REF", help="Its name.")] = None,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="Wake it twice to learn its working set.")
+    ] = False,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -47,15 +50,22 @@ def create(
 ) -> None:
     """Snapshot a running instance, which runs on.
 
-    Example: torpor snapshot create ledger-3f8a0c11 --name before-upgrade
+    With --trial it is then woken twice, each time asked for GET /, whatever that answers. Which
+    windows both touched is kept beside it and pushed with it, so that it wakes from a store as fast
+    as a deployed function. The clones are thrown away, with what the request changed in them.
+
+    Example: torpor snapshot create ledger-3f8a0c11 --name before-upgrade --trial
     """
 
     def show(captured: Captured) -> None:
+        working_set = captured.snapshot.working_set()
+        touched = {part.file: len(part.windows) for part in working_set}
         data = {
             "snapshot": captured.snapshot.digest,
             "pause_s": captured.pause_s,
             "written_bytes": captured.written_bytes,
             "steps_s": captured.timeline.to_dict(),
+            "working_set": touched,
         }
         if options.as_json:
             print_json(data)
@@ -65,9 +75,12 @@ def create(
             ("pause", format_duration(captured.pause_s)),
             ("written since its parent", format_size(captured.written_bytes)),
         ]
+        if trial:
+            found = ", ".join(f"{file} {count} windows" for file, count in touched.items())
+            rows.append(("working set", found or "none: FUSE cannot be mounted"))
         print_table(("", ""), rows, empty="")
 
-    with_node(lambda node: node.create_snapshot(instance, name=name), show)
+    with_node(lambda node: node.create_snapshot(instance, name=name, trial=trial), show)
 
 
 @app.command("ls")

@@ -8,26 +8,23 @@ from typing import TYPE_CHECKING
 import blake3
 import msgspec
 
-from torpor.errors import Damaged, FunctionFailed, GuestFailed, HostUnfit, NotFound
-from torpor.host.cancel import entered_in_thread, in_thread
+from torpor.errors import Damaged, FunctionFailed, GuestFailed, NotFound
+from torpor.host.cancel import in_thread
 from torpor.node.capture import Captured, capture
 from torpor.node.invoke import Request, Response, send_request
-from torpor.node.parts import log
 from torpor.node.timeline import Timeline
-from torpor.pager.trial import common
 from torpor.snapshot.manifest import Function, Machine
 
 if TYPE_CHECKING:
     from torpor.image.library import ImageInfo
     from torpor.image.spec import FunctionSpec
     from torpor.node.instance import Instance, Instances
-    from torpor.node.paging import Files, Paging
     from torpor.node.parts import Parts
+    from torpor.node.trials import Trials
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
 
 _WARMUP_TIMEOUT_S = 120.0
-_TRIALS = 2
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,10 @@ class Deployed:
 class Deployer:
     """Deploys functions on one node."""
 
-    def __init__(self, parts: Parts, instances: Instances, paging: Paging) -> None:
+    def __init__(self, parts: Parts, instances: Instances, trials: Trials) -> None:
         self._parts = parts
-        self._paging = paging
         self._instances = instances
+        self._trials = trials
 
     async def deploy(self, spec: FunctionSpec, *, revision: int) -> Deployed:
         """Build, start, warm up and snapshot a function, and prove that the snapshot wakes.
@@ -73,7 +70,7 @@ class Deployer:
             captured = await self._function(spec, base, function, timeline)
         say("waking the snapshot twice: a proof, and a trial of what it touches")
         with timeline.step("proof"):
-            await self._try(spec, captured.snapshot)
+            await self._trials.run(captured.snapshot, lambda woken: self._warm(spec, woken))
         return Deployed(spec.name, revision, captured, timeline, reused, image.size_bytes)
 
     async def start_cold(self, spec: FunctionSpec, timeline: Timeline) -> Instance:
@@ -193,33 +190,6 @@ class Deployer:
                 )
             answers.append(answer)
         return answers
-
-    async def _try(self, spec: FunctionSpec, snapshot: LocalSnapshot) -> None:
-        """Wake the snapshot twice as a proof, and keep which windows both touched, in order.
-
-        The trials' files come from a cold mount; without FUSE they are the snapshot's own and
-        nothing is learnt.
-        """
-        trials = []
-        try:
-            for _ in range(_TRIALS):
-                async with entered_in_thread(self._paging.trial(snapshot)) as (trial, files):
-                    await self._wake_once(spec, snapshot, files)
-                    trials.append(trial.touched())
-        except HostUnfit as error:
-            log.warning("no working set is recorded: %s", error)
-            await self._wake_once(spec, snapshot, None)
-            return
-        await in_thread(snapshot.record_working_set, common(trials))
-
-    async def _wake_once(
-        self, spec: FunctionSpec, snapshot: LocalSnapshot, files: Files | None
-    ) -> None:
-        instance = await self._instances.restore(snapshot, files=files)
-        try:
-            await self._warm(spec, instance)
-        finally:
-            await self._instances.destroy(instance.id, vmm=instance.vmm)
 
     async def _ask(self, spec: FunctionSpec, instance: Instance, request: Request) -> Response:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from torpor.errors import TorporError
 from torpor.host import cpu, pagemap
+from torpor.host.fuse import connection
 from torpor.host.process import run
 from torpor.image.kernel import load_boot
 from torpor.net import apply
@@ -73,6 +74,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_qemu(lambda *words: run([settings.qemu, *words], timeout_s=20)),
         _check_guest_kernel(settings),
         check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
+        check_resend(lambda: connection.probe().has_resend, lazy=settings.lazy),
         check_device(Path("/dev/net/tun"), "tun", "modprobe tun", needed=True),
         check_rules(_try_rules),
         *check_programs(shutil.which),
@@ -156,6 +158,24 @@ def check_device(path: Path, name: str, advice: str, *, needed: bool) -> Finding
     if not problem:
         return Finding(name, "ok", str(path))
     return Finding(name, "failure" if needed else "warning", problem, advice)
+
+
+def check_resend(ask: Callable[[], bool], *, lazy: bool) -> Finding:
+    """Snapshots are served where FUSE can be mounted; whose requests can best be sent again."""
+    name = "FUSE resend"
+    try:
+        has_resend = ask()
+    except (TorporError, OSError) as error:
+        advice = "run as root with fuse; TORPOR_LAZY=no fetches a snapshot whole before it wakes"
+        return Finding(name, "failure" if lazy else "warning", f"cannot mount: {error}", advice)
+    if has_resend:
+        return Finding(name, "ok", "a pager that dies is replaced, its instances only wait")
+    return Finding(
+        name,
+        "warning",
+        "this kernel has none: a pager that dies ends its instances",
+        "Linux 6.9 has it; until then TORPOR_LAZY=no makes instances independent of a pager",
+    )
 
 
 def check_rules(ask: Callable[[], str]) -> Finding:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torpor.node.catalogue import Catalogue, NamedSnapshot
     from torpor.node.paging import Paging
     from torpor.node.parts import Parts
+    from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Manifest
     from torpor.snapshot.transfer import TransferReport
@@ -120,12 +121,14 @@ class Exchange:
             digest, manifest, report = self._fetch(reference, expect)
             return self._keep(reference, digest, manifest), report
 
-    def open(self, reference: str, *, expect: Digest | None = None) -> LocalSnapshot:
+    def open(
+        self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
+    ) -> LocalSnapshot:
         """Have the pager open a snapshot of the store, which becomes its name here as in `pull`.
 
-        The caller holds the files lock shared.
+        The caller holds the files lock shared. `timeline` as in `Paging.open`.
         """
-        snapshot = self._paging.open(reference, expect=expect)
+        snapshot = self._paging.open(reference, expect=expect, timeline=timeline)
         return self._keep(reference, snapshot.digest, snapshot.manifest).snapshot
 
     def verify(self, reference: str) -> NamedSnapshot:

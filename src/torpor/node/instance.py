@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.paging import Paging
     from torpor.node.parts import Parts
+    from torpor.node.trace import Trace
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function, Machine
     from torpor.units import Digest
@@ -70,6 +71,7 @@ class Instance:
     image: Digest
     parent: LocalSnapshot | None
     timeline: Timeline = field(default_factory=Timeline)
+    trace: Trace | None = None
 
     @property
     def address(self) -> str:

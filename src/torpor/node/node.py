@@ -28,6 +28,8 @@ from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, log, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.timeline import Timeline
+from torpor.node.trace import Trace, Tracer
+from torpor.node.trials import Trials
 from torpor.units import parse_name
 from torpor.vmm.interface import finish
 
@@ -52,12 +54,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Invoked:
-    """A response, the instance that gave it, and whether it had to be woken for it."""
+    """A response, the instance that gave it, and whether it had to be woken for it.
+
+    `trace` is there when it was asked for and an instance was woken.
+    """
 
     response: Response
     instance_id: str
     woken: bool
     timeline: Timeline
+    trace: Trace | None = None
 
 
 class Node:
@@ -69,7 +75,8 @@ class Node:
         self.instances = Instances(parts, self.paging)
         self.catalogue = Catalogue(parts)
         self.exchange = Exchange(parts, self.catalogue, self.paging)
-        self._deployer = Deployer(parts, self.instances, self.paging)
+        self._trials = Trials(self.instances, self.paging)
+        self._deployer = Deployer(parts, self.instances, self._trials)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -149,12 +156,16 @@ class Node:
         await self.collect()
         return stopped
 
-    async def invoke(self, name: str, request: Request, *, keep: bool = False) -> Invoked:
+    async def invoke(
+        self, name: str, request: Request, *, keep: bool = False, trace: bool = False
+    ) -> Invoked:
         """Send one request to a function, waking an instance if none runs.
 
         Only instances of the snapshot that the name points to now are used, not those of older
         revisions. A woken instance is stopped again unless `keep`. `name` may be any ref or digest.
+        `trace`: take apart where the time of a wake and its request went.
         """
+        tracer = await self._tracer(trace)
         timeline = Timeline()
         row = await in_thread(self._running, name)
         if row is not None:
@@ -163,11 +174,11 @@ class Node:
             return Invoked(response, row.id, False, timeline)
         instance = await self._wake(name, timeline)
         try:
-            assert instance.function is not None
+            ready_s = timeline.elapsed_s()
             with timeline.step("request"):
-                response = await self._send(
-                    instance.address, instance.function.port, request, instance.id
-                )
+                response = await self._ask(instance, request)
+            if tracer is not None:
+                instance.trace = await _traced(tracer, instance, ready_s)
         except BaseException:
             await finish(self.instances.destroy(instance.id, vmm=instance.vmm))
             raise
@@ -175,20 +186,33 @@ class Node:
             await self.instances.release(instance)
         else:
             await finish(self.instances.stop(instance))
-        return Invoked(response, instance.id, True, timeline)
+        return Invoked(response, instance.id, True, timeline, instance.trace)
 
     # instances
 
     async def restore(
-        self, reference: str, *, kept: bool = False, expect: Digest | None = None
+        self,
+        reference: str,
+        *,
+        kept: bool = False,
+        expect: Digest | None = None,
+        trace: bool = False,
     ) -> Instance:
         """Wake a snapshot by ref or digest, from this node or the store, and leave it running.
 
         `kept`: it is to end with this process; if that is killed, the next command removes it.
+        `trace`: the instance gets a trace, which takes until its working set has been pushed.
         Raises Conflict when the reference means another snapshot than `expect`.
         """
+        tracer = await self._tracer(trace)
         timeline = Timeline()
         instance = await self._wake(reference, timeline, expect=expect)
+        if tracer is not None:
+            try:
+                instance.trace = await _traced(tracer, instance, timeline.elapsed_s())
+            except BaseException:
+                await finish(self.instances.destroy(instance.id, vmm=instance.vmm))
+                raise
         await self.instances.release(instance, kept=kept)
         return instance
 
@@ -221,8 +245,14 @@ class Node:
 
     # snapshots
 
-    async def create_snapshot(self, instance_id: str, *, name: str | None = None) -> Captured:
-        """Snapshot a running instance, which runs on; the snapshot gets a name."""
+    async def create_snapshot(
+        self, instance_id: str, *, name: str | None = None, trial: bool = False
+    ) -> Captured:
+        """Snapshot a running instance, which runs on; the snapshot gets a name.
+
+        `trial`: then wake it twice, ask each clone for /, whatever it answers, and keep the working
+        set. A trial that fails raises; the snapshot stays.
+        """
         if name is not None:
             parse_name(name, what="snapshot name")
         row = self.parts.journal.instance(instance_id)
@@ -238,6 +268,9 @@ class Node:
                 )
             captured = await self._capture(row)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
+            if trial:
+                self.parts.reporter.say(f"snapshot {name} is made; waking it twice for its trial")
+                await self._trials.run(captured.snapshot, lambda clone: self._ask(clone, Request()))
         await self.collect()  # what had the name before
         return captured
 
@@ -346,7 +379,7 @@ class Node:
                 snapshot = await self._fetch(reference, timeline, expect)
             elif snapshot.served is not None:
                 with timeline.step("open"):
-                    await in_thread(self.paging.open, snapshot.digest)
+                    await in_thread(self.paging.open, snapshot.digest, timeline=timeline)
             if snapshot.manifest.function is None:
                 raise InvalidInput(
                     f"{reference!r} is a base and has no function in it",
@@ -363,7 +396,9 @@ class Node:
         settings = self.parts.settings
         if settings.lazy and settings.transfer == "repository":
             with timeline.step("open"):
-                return await in_thread(self.exchange.open, reference, expect=expect)
+                return await in_thread(
+                    self.exchange.open, reference, expect=expect, timeline=timeline
+                )
         with timeline.step("pull"):
             pulled, _ = await in_thread(self.exchange.pull, reference, expect=expect)
         return pulled.snapshot
@@ -375,6 +410,13 @@ class Node:
             return None
         rows = (row for row in self.parts.journal.instances() if row.snapshot == snapshot.digest)
         return next((row for row in rows if row.state == "running"), None)
+
+    async def _tracer(self, wanted: bool) -> Tracer | None:
+        return await in_thread(Tracer, self.paging) if wanted else None
+
+    async def _ask(self, instance: Instance, request: Request) -> Response:
+        assert instance.function is not None
+        return await self._send(instance.address, instance.function.port, request, instance.id)
 
     async def _send(self, address: str, port: int, request: Request, instance_id: str) -> Response:
         timeout_s = self.parts.settings.request_timeout_s
@@ -398,6 +440,11 @@ class Node:
         self, *, alone: bool = False, wait_s: float = 10.0
     ) -> contextlib.AbstractAsyncContextManager[None]:
         return entered_in_thread(self.parts.files_lock(alone=alone, wait_s=wait_s))
+
+
+async def _traced(tracer: Tracer, instance: Instance, ready_s: float) -> Trace:
+    assert instance.parent is not None
+    return await in_thread(tracer.finish, instance.parent, instance.timeline, ready_s=ready_s)
 
 
 def _function_of(snapshot: LocalSnapshot, name: str) -> Function:

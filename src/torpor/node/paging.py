@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.node.parts import Parts
+    from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
 
@@ -73,14 +75,24 @@ class Paging:
             at = served.paths
             yield served, Files(at["memory"], at["image"], at.get("app"), paged=True)
 
-    def open(self, reference: str, *, expect: Digest | None = None) -> LocalSnapshot:
+    def open(
+        self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
+    ) -> LocalSnapshot:
         """Open a snapshot of the store by ref or digest; it then is among this node's.
 
-        The caller holds the files lock shared. Raises what a pull raises, and HostUnfit.
+        `timeline` gets the pager's start and what it did as parts of its step `open`. The caller
+        holds the files lock shared. Raises what a pull raises, and HostUnfit.
         """
         source = self._source()
         here = [info.digest for info in self._parts.images.list()]
+        began_s = time.monotonic()
+        self.client.ensure()
+        started_s = time.monotonic()
         served = self.client.open(reference, source, expect=expect, here=here, push=self.pushes)
+        if timeline is not None:
+            timeline.add_part("pager start", began_s, started_s, of="open")
+            for name, begin_s, end_s in served.spans:
+                timeline.add_part(name, begin_s, end_s, of="open")
         return self._parts.snapshots.get(served.digest)
 
     def prepare(self) -> None:

@@ -24,8 +24,9 @@ log = logging.getLogger("torpor.pager")
 class Hydration:
     """Fetches files' chunks that are not here, least urgent of all, within bounds.
 
-    `began_s` and `ended_s` are seconds of CLOCK_MONOTONIC, 0 until then. It ends when everything is here, after `limit_bytes` of sealed chunks, after `limit_s`, when it
-    is stopped, or at the first failure: demand reads are none of its business.
+    It ends when everything is here, after `limit_bytes` of sealed chunks, after `limit_s`, when it
+    is stopped, or at the first failure: demand reads are none of its business. `began_s` and
+    `ended_s` are seconds of CLOCK_MONOTONIC, 0 until then.
     """
 
     def __init__(

@@ -78,17 +78,19 @@ def open_snapshot(
 ) -> OpenedSnapshot:
     """Everything that a wake needs before the guest runs, verified.
 
-    `spans` gets `manifest` and `wake object`. Raises Damaged, ObjectMissing, KeyMissing, Incompatible naming the object.
+    `spans` gets `manifest` and `wake object`. Raises Damaged, ObjectMissing, KeyMissing,
+    Incompatible naming the object.
     """
-    spans = spans or Spans()
-    read = lambda link: _read_beginning(repository, link, spans)  # noqa: E731
-    beginning = None if wake is None else submit(pool, lambda: read(wake))
-    with spans.span("manifest"):
+    clock = spans or Spans()
+    beginning = None
+    if wake is not None:
+        beginning = submit(pool, lambda: _read_beginning(repository, wake, clock))
+    with clock.span("manifest"):
         encoded = repository.read_linked(link, Kind.MANIFEST)
         stored = repository.decode_snapshot(digest, link, encoded)
     data = b"" if beginning is None else beginning.result()
     if wake != stored.wake:  # by digest, or a ref that names another push's wake object
-        data = read(stored.wake)
+        data = _read_beginning(repository, stored.wake, clock)
     header = repository.decode_wake(stored.wake, data[: stored.wake.header_bytes])
     files = [header.files["vmstate"]]
     if "disk" in header.files:
