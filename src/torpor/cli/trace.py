@@ -104,6 +104,7 @@ def draw(trace: Trace | None, path: Path | None, *, title: str) -> None:
     axes.set_yticks(range(len(rows)), [f"{'  ' * depth}{step.name}" for depth, step in rows])
     axes.invert_yaxis()
     axes.axvline(trace.ready_s * 1000, color="black", linestyle="--", label="ready")
+    axes.set_xlim(left=0)
     axes.set_xlabel("ms since the beginning")
     axes.set_title(title if trace.paged is None else f"{title}\n{_in_words(trace.paged)}")
     axes.legend(loc="lower left")
