@@ -55,3 +55,52 @@ async def test_invoke_wakes_lazily_twice(node: Node, lazy_settings: Settings) ->
         second = await other.invoke("hello", Request())
     assert first.response.status == second.response.status == 200
     assert not (lazy_settings.home / "pager").exists()
+
+
+async def test_trace_of_a_wake(node: Node, lazy_settings: Settings) -> None:
+    """A trace has the opening's parts inside it, the push, and each window by where it was."""
+    await node.push("hello")
+    async with Node.open(lazy_settings) as other:
+        instance = await other.restore("hello", trace=True)
+        trace = instance.trace
+        await other.stop_instance(instance)
+        invoked = await other.invoke("hello", Request(), trace=True)
+    assert trace is not None
+    assert trace.paged is not None
+    steps = {step.name: step for step in trace.steps}
+    assert {"open", "slot", "scratch", "vmm start", "load", "resume", "wake"} < steps.keys()
+    opened = steps["open"]
+    for name in ("pager start", "resolve", "manifest", "wake object", "publish"):
+        part = steps[name]
+        assert part.part_of == "open"
+        assert opened.begin_s <= part.begin_s
+        assert part.begin_s + part.duration_s <= opened.begin_s + opened.duration_s
+    assert steps["push"].ended
+    assert steps["first window"].duration_s <= steps["push"].duration_s
+    assert steps["wake"].begin_s + steps["wake"].duration_s <= trace.ready_s
+    assert trace.paged.classes["pushed"].windows > 100
+    assert trace.paged.requests >= 4  # the ref, manifest, wake object, and what it holds
+    assert trace.paged.fetched_bytes > 1 << 20
+    assert invoked.trace is not None
+    assert "request" in {step.name for step in invoked.trace.steps}
+
+
+async def test_trial_of_an_instance(node: Node) -> None:
+    """A snapshot with a trial knows its working set, one without does not; both wake and trace."""
+    async with running(node, "ledger") as instance:
+        await ask(instance, "POST", body={"amount": 5})
+        plain = await node.create_snapshot(instance.id, name="without-trial")
+        tried = await node.create_snapshot(instance.id, name="with-trial", trial=True)
+    touched = {part.file: part.windows for part in tried.snapshot.working_set()}
+    assert len(touched["memory"]) > 100
+    assert plain.snapshot.working_set() == ()
+    woken = await node.restore("with-trial", trace=True)
+    try:
+        assert (await ask(woken))["count"] == 1  # the trials' clones changed nothing of it
+        assert woken.trace is not None
+        assert woken.trace.paged is None
+        assert {step.name for step in woken.trace.steps} >= {"slot", "vmm start", "wake"}
+    finally:
+        await node.stop_instance(woken)
+        for name in ("with-trial", "without-trial"):
+            await node.remove_snapshot(name)

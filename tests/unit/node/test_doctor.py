@@ -17,6 +17,7 @@ from torpor.node import doctor
 TORPOR = Path(sys.executable).with_name("torpor")
 TABLE = (
     *("user", "kernel", "cpu", "accelerator", "qemu", "guest kernel", "fuse", "tun", "nftables"),
+    "FUSE resend",
     *("ip", "nft", "mmdebstrap", "home", "boot_dir", "memory", "open files", "processes"),
 )
 AMD, INTEL, NONE = (frozenset({"fpu", *flags}) for flags in (["svm"], ["vmx"], []))
@@ -153,3 +154,21 @@ def test_limits_and_memory() -> None:
     assert {f.status for f in doctor.check_limits(lambda _: resource.RLIM_INFINITY)} == {"ok"}
     assert doctor.check_memory(1 << 29).status == "warning"
     assert doctor.check_memory(1 << 31).status == "ok"
+
+
+def test_fuse_resend() -> None:
+    """Old kernels are a warning that says who ends; without FUSE only a lazy node fails."""
+
+    def cannot() -> bool:
+        raise HostUnfit("cannot mount at /x", reason="Operation not permitted")
+
+    assert doctor.check_resend(lambda: True, lazy=True).status == "ok"
+    old = doctor.check_resend(lambda: False, lazy=True)
+    assert old.status == "warning"
+    assert "ends its instances" in old.found
+    assert "6.9" in old.advice
+    for lazy, status in ((True, "failure"), (False, "warning")):
+        finding = doctor.check_resend(cannot, lazy=lazy)
+        assert finding.status == status
+        assert "cannot mount at /x" in finding.found
+        assert "TORPOR_LAZY=no" in finding.advice
