@@ -12,6 +12,7 @@ from torpor.errors import Damaged, FunctionFailed, GuestFailed, NotFound
 from torpor.host.cancel import in_thread
 from torpor.node.capture import Captured, capture
 from torpor.node.invoke import Request, Response, send_request
+from torpor.node.parts import log
 from torpor.node.timeline import Timeline
 from torpor.snapshot.manifest import Function, Machine
 
