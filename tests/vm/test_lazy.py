@@ -104,3 +104,27 @@ async def test_trial_of_an_instance(node: Node) -> None:
         await node.stop_instance(woken)
         for name in ("with-trial", "without-trial"):
             await node.remove_snapshot(name)
+
+
+async def test_snapshot_of_a_lazy_instance(node: Node, lazy_settings: Settings) -> None:
+    """A snapshot of a lazily woken instance wakes here without a pager, and travels on."""
+    await node.push("hello")
+    async with Node.open(lazy_settings) as other:
+        async with running(other, "hello") as instance:
+            captured = await other.create_snapshot(instance.id, name="onward", trial=True)
+        assert not (lazy_settings.home / "pager").exists()
+        async with running(other, "onward") as again:
+            assert (await ask(again))["instance"] == again.id
+        assert not (lazy_settings.home / "pager").exists()
+        report = await other.push("onward")
+    assert captured.snapshot.working_set()
+    assert report.digest == captured.snapshot.digest
+
+
+async def test_lazy_snapshot_is_pushed_on(node: Node, lazy_settings: Settings) -> None:
+    """A node sends what it has open itself to the store under another name."""
+    await node.push("hello")
+    async with Node.open(lazy_settings) as other, running(other, "hello") as instance:
+        assert instance.parent is not None
+        report = await other.push("hello", name="hello-2")
+    assert report.digest == instance.parent.digest

@@ -247,7 +247,7 @@ class Exchange:
     def _images_of(self, snapshot: LocalSnapshot) -> Mapping[Digest, Path]:
         manifest = snapshot.manifest
         digests = [manifest.image, *([manifest.function.app] if manifest.function else [])]
-        return {digest: self._parts.images.path(digest) for digest in digests}
+        return {digest: self._paging.image_path(digest) for digest in digests}
 
     def base_of(self, snapshot: LocalSnapshot) -> LocalSnapshot | None:
         """The base that a snapshot descends from, as far as this node has the line."""

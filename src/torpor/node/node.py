@@ -267,6 +267,7 @@ class Node:
                     f"{name!r} is the name of a function", hint="give another with --name"
                 )
             captured = await self._capture(row)
+            await in_thread(self.paging.keep_images, captured.snapshot)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
             if trial:
                 self.parts.reporter.say(f"snapshot {name} is made; waking it twice for its trial")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Conflict, VmmFailed
+from torpor.host.sparse import copy_sparse
 from torpor.node.keyring import keyring_text
 from torpor.node.parts import log
 from torpor.pager import trial
@@ -124,6 +125,20 @@ class Paging:
             return self._parts.images.path(digest)
         served = self.client.image_path(digest)
         return served if served.exists() else self._parts.images.path(digest)
+
+    def keep_images(self, snapshot: LocalSnapshot) -> None:
+        """Have the images of a snapshot on this node that the pager serves, for when it ends.
+
+        Raises NotFound when it does not serve them, NoSpace.
+        """
+        function = snapshot.manifest.function
+        for digest in (snapshot.manifest.image, *([function.app] if function else [])):
+            if self._parts.images.has(digest):
+                continue
+            with self._parts.snapshots.stage() as staging:
+                copy = staging.directory / "image"
+                copy_sparse(self.image_path(digest), copy)
+                self._parts.images.adopt(copy, digest)
 
     @contextlib.contextmanager
     def pushed(self, snapshot: LocalSnapshot, files: Files) -> Iterator[None]:
