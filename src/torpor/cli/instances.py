@@ -148,10 +148,10 @@ def restore(
 
     Example: torpor restore ledger --trace
     """
-    check_plot(plot)
     traced = trace or plot is not None
 
     async def main() -> None:
+        await in_thread(check_plot, plot)
         async with open_node() as node:
             expect = parse_digest(expect_digest) if expect_digest else None
             instance = await node.restore(reference, kept=wait, expect=expect, trace=traced)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +14,7 @@ from torpor.errors import InvalidInput
 from torpor.node.timeline import Step
 from torpor.node.trace import Paged, Trace, Windows
 
-if TYPE_CHECKING:
-    from pathlib import Path
+TORPOR = Path(sys.executable).with_name("torpor")
 
 STEPS = (
     Step("open", 0.0, 0.2),
@@ -104,6 +103,11 @@ def test_what_cannot_be_drawn_is_refused_first(tmp_path: Path, name: str) -> Non
     """A plot that could not be written is refused before anything is woken."""
     with pytest.raises(InvalidInput, match="cannot draw into"):
         check_plot(tmp_path / name)
+    command = [TORPOR, "restore", "hello", "--plot", tmp_path / name, "--home", tmp_path / "home"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == InvalidInput.exit_code
+    assert answer.stderr.startswith("error: cannot draw into")
+    assert not (tmp_path / "home").exists()
 
 
 def test_commands_do_without_matplotlib() -> None:
