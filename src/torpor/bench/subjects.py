@@ -91,9 +91,12 @@ async def subjects_of(
         for parent, name in itertools.pairwise([names[0], *later]):
             node.parts.reporter.say(f"making {name}")
             further.append(await _next_generation(node, parent, name))
+        root = first[0].manifest.parent
+        assert root is not None
+        base = await in_thread(node.parts.snapshots.get, root)
         yield Subjects(
-            [await in_thread(_subject, node, snapshot) for snapshot in first],
-            [await in_thread(_subject, node, snapshot) for snapshot in further],
+            [_subject(node, snapshot, base) for snapshot in first],
+            [_subject(node, snapshot, base) for snapshot in further],
             f"{count} deployed variants of {spec.name}",
         )
     finally:
@@ -141,10 +144,8 @@ async def _next_generation(node: Node, parent: str, name: str) -> LocalSnapshot:
         await finish(node.instances.destroy(instance.id, vmm=instance.vmm))
 
 
-def _subject(node: Node, snapshot: LocalSnapshot) -> Subject:
+def _subject(node: Node, snapshot: LocalSnapshot, base: LocalSnapshot) -> Subject:
     manifest = snapshot.manifest
     assert manifest.function is not None
-    images = {
-        digest: node.parts.images.path(digest) for digest in (manifest.image, manifest.function.app)
-    }
-    return Subject(snapshot, images, node.exchange.base_of(snapshot))
+    digests = (manifest.image, manifest.function.app)
+    return Subject(snapshot, {digest: node.parts.images.path(digest) for digest in digests}, base)

@@ -43,7 +43,7 @@ TINY = Sizes(
     peak_bytes=2 * MiB,
     image_bytes=256 * KiB,
     guest_bytes=8 * MiB,
-    base_bytes=2 * MiB,
+    base_bytes=5 * MiB,
     written_bytes=192 * KiB,
 )
 
