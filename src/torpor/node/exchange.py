@@ -102,7 +102,7 @@ class Exchange:
                         snapshot,
                         ref=ref,
                         images=images,
-                        base=self.base_of(snapshot),
+                        base=self._base_of(snapshot),
                         progress=progress,
                         options=PushOptions(level=settings.zstd_level),
                     )
@@ -249,7 +249,7 @@ class Exchange:
         digests = [manifest.image, *([manifest.function.app] if manifest.function else [])]
         return {digest: self._paging.image_path(digest) for digest in digests}
 
-    def base_of(self, snapshot: LocalSnapshot) -> LocalSnapshot | None:
+    def _base_of(self, snapshot: LocalSnapshot) -> LocalSnapshot | None:
         """The base that a snapshot descends from, as far as this node has the line."""
         current = snapshot
         while current.manifest.kind != "base":
