@@ -147,10 +147,8 @@ class PagerClient:
         """End pager and keeper, unmount, delete. VMs that map its files end."""
         with self._lock():
             if self._answers():
-                with contextlib.suppress(PagerGone):
-                    line = self._connect()
+                with contextlib.suppress(PagerGone), contextlib.closing(self._connect()) as line:
                     line.ask("stop")
-                    line.close()
                 keeper = self._places.identity("keeper")
                 if keeper is not None:
                     keeper.wait(timeout_s=_STOP_S)
