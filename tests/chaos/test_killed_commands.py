@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
+import sys
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,11 +135,11 @@ def test_interrupted_restore_wait_ends_its_instance(
 ) -> None:
     """`restore --wait` ends with Ctrl-C or SIGTERM, exit 130, and its instance with it."""
     command = start(deployed, "restore", "hello", "--wait")
-    wait_until(lambda: is_running(deployed))
+    assert command.stdout is not None
+    assert any("http://" in line for line in iter(command.stdout.readline, ""))
     command.send_signal(signum)
-    code, out, err = end(command)
+    code, _, err = end(command)
     assert code == 130, err
-    assert "http://" in out
     assert journal_of(deployed).instances() == []
     assert find_leftovers(deployed) == []
 
@@ -232,3 +236,22 @@ def test_interrupted_invoke_of_a_silent_function(
     assert end(command)[0] == 130
     run_torpor(deployed, "rm", "silent")
     assert find_leftovers(deployed) == []
+
+
+def test_interrupted_reading_of_a_body(deployed: Settings) -> None:
+    """Ctrl-C while `invoke -d @-` waits for the rest of its standard input is obeyed."""
+    reading, writing = os.pipe()
+    try:
+        command = start(deployed, "invoke", "hello", "-d", "@-", stdin=reading)
+        os.write(writing, b"half")
+        wait_until(lambda: unread_bytes(reading) == 0)
+        command.send_signal(signal.SIGINT)
+        assert end(command)[0] == 130
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def unread_bytes(pipe: int) -> int:
+    """How much is in a pipe (FIONREAD, ioctl_tty(2))."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

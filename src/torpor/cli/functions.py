@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import selectors
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,7 @@ from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, options, wit
 from torpor.cli.output import print_json, print_table
 from torpor.cli.trace import TraceOption, show_trace
 from torpor.errors import InvalidInput
+from torpor.host.cancel import checkpoint, current_token, in_thread
 from torpor.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -100,7 +103,7 @@ def invoke(
     async def work(node: Node) -> Invoked:
         from torpor.node.invoke import Request
 
-        body = None if data is None else _body(data)
+        body = None if data is None else await in_thread(_body, data)
         verb = method or ("GET" if body is None else "POST")
         headers = tuple(_header(text) for text in header or ())
         request = Request(verb, path, headers, body)
@@ -202,13 +205,30 @@ def remove(
 
 def _body(text: str) -> bytes:
     if text == "@-":
-        return sys.stdin.buffer.read()
+        return _read_standard_input()
     if text.startswith("@"):
         try:
             return Path(text[1:]).read_bytes()
         except OSError as error:
             raise InvalidInput(f"cannot read {text[1:]}", reason=str(error)) from None
     return text.encode()
+
+
+def _read_standard_input() -> bytes:
+    """All of it, unless the command is interrupted while it waits for more."""
+    pieces: list[bytes] = []
+    token = current_token()
+    with selectors.SelectSelector() as selector:  # files too, which epoll refuses
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        if token is not None:
+            selector.register(token.fd, selectors.EVENT_READ)
+        while True:
+            selector.select()
+            checkpoint()
+            piece = os.read(sys.stdin.fileno(), 1 << 20)
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
 
 
 def _header(text: str) -> tuple[str, str]:

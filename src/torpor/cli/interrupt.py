@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM of a command, heard from its first moment to its last.
 
-Before and after the command's asynchronous work a signal raises KeyboardInterrupt; during it every
-signal cancels the work, which cleans up however often that happens; once the outcome is known
-signals are of no more use and are ignored.
+A signal is never an exception at any odd place. One that comes before the command's asynchronous
+work is remembered and cancels that as soon as it begins; during the work every signal cancels it,
+and it cleans up however often that happens; once the outcome is known signals are ignored.
 """
 
 from __future__ import annotations
@@ -10,26 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
 """The exit code of a command that was interrupted."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-
-def _raise() -> None:
-    raise KeyboardInterrupt
-
-
-_react: Callable[[], object] = _raise
+_was_heard = False
 
 
 def _hear(_signum: int, _frame: FrameType | None) -> None:
-    _react()
+    global _was_heard  # signals are the process's own
+    _was_heard = True
 
 
 def listen() -> None:
@@ -41,13 +38,39 @@ def listen() -> None:
 @contextlib.contextmanager
 def cancelling(task: asyncio.Task[object]) -> Iterator[None]:
     """Let signals cancel a task of the running loop during the body, and be ignored after it."""
-    global _react  # signals are the process's own
+    with _woken_by_signals(task):
+        if _was_heard:
+            task.cancel()
+        try:
+            yield
+        finally:
+            for signum in _SIGNALS:
+                if signal.getsignal(signum) is _hear:  # an ending interpreter puts the default back
+                    signal.signal(signum, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _woken_by_signals(task: asyncio.Task[object]) -> Iterator[None]:
+    """Cancel the task at every signal.
+
+    A handler in Python runs when the main thread next does something. One that sleeps in its loop
+    is not woken by a signal that another thread got, nor by one that came just before it slept: it
+    is by a descriptor to which the interpreter writes at once.
+    """
     loop = asyncio.get_running_loop()
-    _react = lambda: loop.call_soon_threadsafe(task.cancel)  # noqa: E731
-    try:
-        yield
-    finally:
-        _react = lambda: None  # noqa: E731
-        for signum in _SIGNALS:
-            if signal.getsignal(signum) is _hear:  # an ending interpreter puts back the default
-                signal.signal(signum, signal.SIG_IGN)
+    reading, writing = socket.socketpair()
+
+    def cancel() -> None:
+        if set(reading.recv(4096)) & set(_SIGNALS):
+            task.cancel()
+
+    with reading, writing:
+        reading.setblocking(False)
+        writing.setblocking(False)
+        loop.add_reader(reading, cancel)
+        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(reading)

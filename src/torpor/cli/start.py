@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
-from torpor.cli.interrupt import INTERRUPTED, listen
+from torpor.cli.interrupt import listen
 
 
 def run() -> None:
-    """Run the command line; an interruption while its modules are still loading is quiet too."""
+    """Run the command line; it can be interrupted while its modules are still loading."""
     listen()
-    try:
-        from torpor.cli.main import app
+    from torpor.cli.main import app
 
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    app()

@@ -134,7 +134,11 @@ class Node:
 
     def functions(self) -> list[NamedSnapshot]:
         """The names that point to a function's snapshot."""
-        return [named for named in self.snapshots() if named.snapshot.manifest.kind == "function"]
+        return [
+            named
+            for named in self.snapshots()
+            if named.names and named.snapshot.manifest.kind == "function"
+        ]
 
     async def remove_function(self, name: str) -> list[str]:
         """Stop a function's instances and delete its name; the ids that were stopped.
