@@ -4,16 +4,17 @@
     DIR/table    48 bytes a slot: chunk id (32), length (4), zero (4), age (8), little-endian
 
 A slot is written before its table entry, and what a slot holds is compared with its id whenever it
-is read, so a crash, a flipped bit or a foreign file costs a fetch and never gives wrong bytes.
+is read, so a crash, a flipped bit or a foreign file costs a fetch and never gives wrong bytes. The
+table is read once, at the beginning; memory knows what is where after that.
 """
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import fcntl
 import logging
-import mmap
 import os
 import struct
 import threading
@@ -25,23 +26,31 @@ from torpor.snapshot.repository.chunks import ID_BYTES
 from torpor.snapshot.windows import WINDOW_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 _ENTRY: Final = struct.Struct("<32sIIQ")
 _EMPTY: Final = bytes(_ENTRY.size)
+_CANDIDATES: Final = 64
+_COUNTERS: Final = 1 << 21
+_LAST_AGE: Final = 1 << 63
 
 log = logging.getLogger("torpor.pager")
 
 
 @dataclass(frozen=True)
 class CacheCounters:
-    """What a cache did since it was opened, and what it holds: chunks and bytes of capacity."""
+    """What a cache did since it was opened, and what it holds.
+
+    `chunks` are here, `protected` is how many protections there are, a chunk that several files
+    want counted for each.
+    """
 
     hits: int
     misses: int
     damaged: int
     failures: int
+    evicted: int
     chunks: int
     protected: int
     capacity_bytes: int
@@ -54,27 +63,33 @@ class ChunkCache:
     that fails is one that misses. Eviction takes what was used longest ago and is not protected.
     """
 
-    def __init__(self, directory: Path, *, capacity_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, *, capacity_bytes: int, predecessor_died: bool = False
+    ) -> None:
         """Open the cache in a directory, made if need be; one process at a time.
 
-        Raises Conflict while another process has it, OSError when it cannot be opened at all.
+        A predecessor that was killed may hold its lock for a while still, but does nothing more
+        than end the one write that it was at, which the check of every read covers. Raises Conflict
+        while another process has it, OSError when it cannot be opened at all.
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.capacity_bytes = capacity_bytes
         self._slots_total = max(1, capacity_bytes // WINDOW_BYTES)
-        self._slots = os.open(directory / "slots", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._table = self._open_table(directory)
-        except BaseException:
-            os.close(self._slots)
-            raise
         self._lock = threading.Lock()
         self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()
+        self._lengths = array.array("H", bytes(2 * self._slots_total))
         self._free: list[int] = []
-        self._protected: collections.Counter[bytes] = collections.Counter()
+        self._protections = _Protections()
         self._counts: collections.Counter[str] = collections.Counter()
         self._age = 0
-        self._load()
+        with contextlib.ExitStack() as stack:
+            self._slots = _open(directory / "slots", stack)
+            self._table = _open(directory / "table", stack)
+            _lock(self._slots, directory, is_left=predecessor_died)
+            os.truncate(self._table, self._slots_total * _ENTRY.size)
+            os.truncate(self._slots, self._slots_total * WINDOW_BYTES)
+            self._load()
+            stack.pop_all()
 
     def get(self, chunk_id: bytes, hash_of: Callable[[bytes], bytes]) -> bytes | None:
         """A chunk's content, None if it is not here or not right; `hash_of` gives content's id."""
@@ -84,20 +99,20 @@ class ChunkCache:
                 self._counts["misses"] += 1
                 return None
             self._places.move_to_end(chunk_id)
-            length = _ENTRY.unpack_from(self._table, slot * _ENTRY.size)[1]
+            length = self._lengths[slot]
         try:
             content = os.pread(self._slots, length, slot * WINDOW_BYTES)
         except OSError as error:
             self._failed("read", error)
             content = b""
-        if hash_of(content) == chunk_id:
-            self._counts["hits"] += 1
-            return content
+        right = hash_of(content) == chunk_id
         with self._lock:
+            self._counts["hits" if right else "misses"] += 1
+            if right:
+                return content
             if self._places.get(chunk_id) == slot:  # not evicted and written over meanwhile
                 self._counts["damaged"] += 1
                 self._drop(chunk_id)
-            self._counts["misses"] += 1
         return None
 
     def has(self, chunk_id: bytes) -> bool:
@@ -105,15 +120,16 @@ class ChunkCache:
         return chunk_id in self._places
 
     def put(self, chunk_id: bytes, content: bytes | memoryview) -> None:
-        """Keep a verified chunk, if there is room that nothing protected takes."""
+        """Keep a verified chunk of at most a window, if there is room that nothing protected has.
+
+        Where nearly all is protected a chunk may be left out although an old one could go.
+        """
         with self._lock:
             if chunk_id in self._places:
                 return
             slot = self._take_slot()
-            if slot is None:
-                return
-            self._age += 1
-            age = self._age
+        if slot is None:
+            return
         try:
             _write(self._slots, content, slot * WINDOW_BYTES)
         except OSError as error:
@@ -125,20 +141,23 @@ class ChunkCache:
             if chunk_id in self._places:  # another thread was as quick
                 self._free.append(slot)
                 return
-            entry = _ENTRY.pack(chunk_id, len(content), 0, age)
-            self._table[slot * _ENTRY.size : (slot + 1) * _ENTRY.size] = entry
+            self._age += 1
+            self._enter(slot, _ENTRY.pack(chunk_id, len(content), 0, self._age))
+            self._lengths[slot] = len(content)
             self._places[chunk_id] = slot
 
-    def protect(self, chunk_ids: Iterable[bytes]) -> None:
-        """Keep chunks from eviction, those that come later too, until as many `unprotect`."""
-        with self._lock:
-            self._protected.update(chunk_ids)
+    def protect(self, chunk_ids: bytes) -> None:
+        """Keep chunks from eviction, those that come later too, until as many `unprotect`.
 
-    def unprotect(self, chunk_ids: Iterable[bytes]) -> None:
+        The ids stand one after the other.
+        """
+        with self._lock:
+            self._protections.add(chunk_ids, 1)
+
+    def unprotect(self, chunk_ids: bytes) -> None:
         """Take one protection from each of the chunks."""
         with self._lock:
-            self._protected.subtract(chunk_ids)
-            self._protected += collections.Counter()
+            self._protections.add(chunk_ids, -1)
 
     def counters(self) -> CacheCounters:
         """What it did and holds."""
@@ -148,36 +167,25 @@ class ChunkCache:
                 misses=self._counts["misses"],
                 damaged=self._counts["damaged"],
                 failures=self._counts["failures"],
+                evicted=self._counts["evicted"],
                 chunks=len(self._places),
-                protected=len(self._protected),
+                protected=self._protections.total,
                 capacity_bytes=self.capacity_bytes,
             )
 
     def close(self) -> None:
         """Let another process have it."""
-        self._table.close()
+        os.close(self._table)
         os.close(self._slots)
 
-    def _open_table(self, directory: Path) -> mmap.mmap:
-        size = self._slots_total * _ENTRY.size
-        descriptor = os.open(directory / "table", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:  # on the slots' descriptor, which stays open
-                fcntl.flock(self._slots, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(f"another process uses the chunk cache in {directory}") from None
-            os.truncate(descriptor, size)
-            os.posix_fallocate(descriptor, 0, size)  # a hole that cannot be filled is a SIGBUS
-            os.truncate(self._slots, self._slots_total * WINDOW_BYTES)
-            return mmap.mmap(descriptor, size)
-        finally:
-            os.close(descriptor)
-
     def _load(self) -> None:
+        size = self._slots_total * _ENTRY.size
+        table = os.pread(self._table, size, 0).ljust(size, b"\0")
         found: list[tuple[int, bytes, int]] = []
-        for slot, (chunk_id, length, zero, age) in enumerate(_ENTRY.iter_unpack(self._table)):
-            if 0 < length <= WINDOW_BYTES and zero == 0:
+        for slot, (chunk_id, length, zero, age) in enumerate(_ENTRY.iter_unpack(table)):
+            if 0 < length <= WINDOW_BYTES and zero == 0 and age < _LAST_AGE:
                 found.append((age, chunk_id, slot))
+                self._lengths[slot] = length
             else:
                 self._free.append(slot)
         self._free.reverse()
@@ -190,31 +198,72 @@ class ChunkCache:
 
     def _take_slot(self) -> int | None:
         """A slot to write to; the caller holds the lock."""
-        if self._free:
-            return self._free.pop()
-        for chunk_id in self._oldest():
-            self._drop(chunk_id)
-            return self._free.pop()
-        return None
+        if not self._free:
+            self._evict()
+        return self._free.pop() if self._free else None
 
-    def _oldest(self) -> Iterator[bytes]:
-        """At most a few candidates: protected ones that are met are taken for used just now."""
-        for _ in range(min(len(self._places), len(self._protected) + 1)):
+    def _evict(self) -> None:
+        """Of a few candidates one that goes: what is protected counts as used just now."""
+        for _ in range(min(len(self._places), _CANDIDATES)):
             chunk_id = next(iter(self._places))
-            if chunk_id not in self._protected:
-                yield chunk_id
+            if not self._protections.covers(chunk_id):
+                self._drop(chunk_id)
+                self._counts["evicted"] += 1
                 return
             self._places.move_to_end(chunk_id)
 
     def _drop(self, chunk_id: bytes) -> None:
         slot = self._places.pop(chunk_id)
-        self._table[slot * _ENTRY.size : (slot + 1) * _ENTRY.size] = _EMPTY
+        self._enter(slot, _EMPTY)
         self._free.append(slot)
+
+    def _enter(self, slot: int, entry: bytes) -> None:
+        try:
+            _write(self._table, entry, slot * _ENTRY.size)
+        except OSError as error:  # a stale entry is found out when its slot is read
+            self._failed("write", error)
 
     def _failed(self, what: str, error: OSError) -> None:
         self._counts["failures"] += 1
         if self._counts["failures"] == 1:
             log.warning("the chunk cache cannot %s, going on without it: %s", what, error)
+
+
+class _Protections:
+    """How often chunks are protected, counted by a few bits of their ids.
+
+    64 snapshots have a million windows: counting whole ids would take more memory than all else.
+    Two ids that share a counter are both protected while one is. Not safe for threads.
+    """
+
+    def __init__(self) -> None:
+        self._counts = array.array("I", bytes(4 * _COUNTERS))
+        self.total = 0
+
+    def add(self, chunk_ids: bytes, change: int) -> None:
+        """Change the counts of ids that stand one after the other."""
+        counts = self._counts
+        for number in array.array("Q", chunk_ids)[:: ID_BYTES // 8]:
+            counts[number % _COUNTERS] += change
+        self.total += change * (len(chunk_ids) // ID_BYTES)
+
+    def covers(self, chunk_id: bytes) -> bool:
+        """Whether an id is protected, or seems so."""
+        return self._counts[array.array("Q", chunk_id[:8])[0] % _COUNTERS] > 0
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _lock(descriptor: int, directory: Path, *, is_left: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not is_left:
+            raise Conflict(f"another process uses the chunk cache in {directory}") from None
 
 
 def _write(descriptor: int, content: bytes | memoryview, offset: int) -> None:
@@ -224,12 +273,14 @@ def _write(descriptor: int, content: bytes | memoryview, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def open_or_none(directory: Path, *, capacity_bytes: int) -> ChunkCache | None:
+def open_or_none(
+    directory: Path, *, capacity_bytes: int, predecessor_died: bool = False
+) -> ChunkCache | None:
     """The cache, or None when the disk does not let it be opened: the pager works without."""
-    with contextlib.suppress(OSError):
-        return ChunkCache(directory, capacity_bytes=capacity_bytes)
-    log.warning("the chunk cache in %s cannot be opened, going on without it", directory)
-    return None
-
-
-assert ID_BYTES == 32
+    try:
+        return ChunkCache(
+            directory, capacity_bytes=capacity_bytes, predecessor_died=predecessor_died
+        )
+    except OSError as error:
+        log.warning("no chunk cache in %s, going on without it: %s", directory, error)
+        return None

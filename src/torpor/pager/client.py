@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from torpor.errors import HostUnfit
-from torpor.host.cancel import checkpoint
+from torpor.host.cancel import checkpoint, interruptible
 from torpor.host.fuse.connection import unmount
 from torpor.host.lock import exclusive
-from torpor.host.process import spawn
+from torpor.host.process import find_processes_in, spawn
 from torpor.pager import control
 from torpor.pager.control import PagerGone
 from torpor.pager.keeper import Job, Places
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.config import Settings
-    from torpor.pager.control import Line
     from torpor.pager.source import Source
     from torpor.units import Digest
 
@@ -36,6 +35,8 @@ _STOP_S: Final = 20.0
 _LOCK_S: Final = 60.0
 _TRIES: Final = 40
 _LOOK_AGAIN_S: Final = 0.05
+_LAST_LINES: Final = 15
+_PASSED: Final = ("TORPOR_PAGER_BARRIER", "AWS_")
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,22 @@ class PagerClient:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._places = Places(settings.home)
+        self._places = Places(settings.home.resolve())  # as the kernel lists mounts
 
     def ensure(self) -> None:
-        """Have a keeper and a pager running. Raises HostUnfit with what the pager's log says."""
+        """Have a keeper and a pager running.
+
+        A pager whose keeper died gets a new one. Raises HostUnfit with what the log says.
+        """
         if self._is_complete():
             return
         with self._lock():
             if self._is_complete():
                 return
-            adopt = self._answers()
-            if not adopt:
+            if not self._lives("pager") or not self._start(adopt=True):
                 self._clear()
                 self._places.directory.mkdir(mode=0o700)
-            self._start(adopt=adopt)
+                self._start(adopt=False)
 
     def open(
         self,
@@ -82,6 +85,7 @@ class PagerClient:
         """Open a snapshot; it then is among the node's. Raises what the pager raises."""
         answer = self._ask(
             "open",
+            start=True,
             reference=reference,
             source=msgspec.to_builtins(source),
             expect=expect,
@@ -95,7 +99,7 @@ class PagerClient:
 
     def prepare(self, source: Source) -> None:
         """Start the pager and let it connect to a store. Raises HostUnfit, StoreError."""
-        self._ask("prepare", source=msgspec.to_builtins(source))
+        self._ask("prepare", start=True, source=msgspec.to_builtins(source))
 
     def go(self, digest: Digest) -> None:
         """Push its working set, now that its files are open somewhere."""
@@ -116,9 +120,10 @@ class PagerClient:
 
     def close(self, digest: Digest) -> int:
         """Serve a snapshot no more; how many stay open. 0 without a pager."""
-        if not self._answers():
+        try:
+            return int(self._ask("close", digest=digest)["open"])
+        except PagerGone:
             return 0
-        return int(self._ask("close", digest=digest)["open"])
 
     def failure(self, digest: Digest) -> str:
         """Why a window of a snapshot could not be had; empty if all could."""
@@ -136,7 +141,7 @@ class PagerClient:
         return self._places.mount / "images" / digest
 
     def counters(self) -> dict[str, Any]:
-        """What was counted; see `Pager.counters`."""
+        """What was counted; see `Pager.counters`. Raises PagerGone without a pager."""
         return self._ask("counters")
 
     def is_running(self) -> bool:
@@ -147,8 +152,8 @@ class PagerClient:
         """End pager and keeper, unmount, delete. VMs that map its files end."""
         with self._lock():
             if self._answers():
-                with contextlib.suppress(PagerGone), contextlib.closing(self._connect()) as line:
-                    line.ask("stop")
+                with contextlib.suppress(PagerGone):
+                    self._ask_once("stop", within_s=_STOP_S)
                 keeper = self._places.identity("keeper")
                 if keeper is not None:
                     keeper.wait(timeout_s=_STOP_S)
@@ -170,85 +175,116 @@ class PagerClient:
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         path = self._settings.home / "locks" / "pager"
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return exclusive(path, timeout_s=_LOCK_S, what="this home's pager")
 
+    def _lives(self, who: str) -> bool:
+        identity = self._places.identity(who)
+        return identity is not None and identity.is_alive()
+
     def _is_complete(self) -> bool:
-        keeper = self._places.identity("keeper")
-        return keeper is not None and keeper.is_alive() and self._answers()
+        return self._lives("keeper") and self._answers()
 
     def _answers(self) -> bool:
         """Whether a process of the recorded pair is alive and the socket is there."""
-        alive = [
-            identity
-            for who in ("pager", "keeper")
-            if (identity := self._places.identity(who)) is not None and identity.is_alive()
-        ]
-        return bool(alive) and (self._places.directory / control.SOCKET_NAME).exists()
+        alive = self._lives("pager") or self._lives("keeper")
+        return alive and (self._places.directory / control.SOCKET_NAME).exists()
 
-    def _connect(self) -> Line:
-        try:
-            return control.connect(self._places.directory)
-        except FileNotFoundError:
-            raise PagerGone("no pager answers") from None
+    def _ask(self, op: str, *, start: bool = False, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Ask, again while the keeper replaces a pager that died; every request may be repeated.
 
-    def _ask(self, op: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Ask, again while the keeper replaces a pager that died; every request may be repeated."""
+        Without `start` PagerGone is raised where neither of them lives. When the work is cancelled
+        (see `host.cancel`) nobody waits for the answer; what was asked for may happen.
+        """
         for attempt in range(_TRIES):
             checkpoint()
+            if not start and not self._answers():
+                raise PagerGone("no pager is running")
             self.ensure()
             try:
-                line = self._connect()
-                try:
-                    return line.ask(op, **arguments)
-                finally:
-                    line.close()
+                return self._ask_once(op, **arguments)
             except PagerGone:
                 if attempt == _TRIES - 1:
                     raise
                 time.sleep(_LOOK_AGAIN_S)
         raise AssertionError("the loop returns or raises")
 
-    def _start(self, *, adopt: bool) -> None:
+    def _ask_once(
+        self,
+        op: str,
+        *,
+        within_s: float | None = None,
+        **arguments: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        line = control.connect(self._places.directory, timeout_s=within_s)
+        try:
+            with interruptible(line.connection):
+                return line.ask(op, **arguments)
+        finally:
+            line.close()
+
+    def _start(self, *, adopt: bool) -> bool:
+        """Start a keeper; False if it was to adopt a pager that has ended meanwhile.
+
+        Raises HostUnfit, leaving nothing but a pager that lives.
+        """
+        self._reap()
         ready, tell = os.pipe()
+        log = self._places.directory / "log"
         try:
             job = Job(
-                home=str(self._settings.home.absolute()),
+                home=str(self._places.home),
                 cache_bytes=self._settings.cache_bytes,
                 deadline_s=self._settings.pager_deadline_s,
                 adopt=adopt,
                 ready=tell,
             )
-            log = self._places.directory / "log"
-            extra = {k: v for k, v in os.environ.items() if k == "TORPOR_PAGER_BARRIER"}
-            spawn(
+            keeper = spawn(
                 [sys.executable, "-m", "torpor.pager.keeper", msgspec.json.encode(job).decode()],
                 log=log,
                 cwd=self._places.directory,
-                env=extra,
+                env={k: v for k, v in os.environ.items() if k.startswith(_PASSED)},
                 pass_fds=[tell],
             )
         finally:
             os.close(tell)
         try:
-            answered = select.select([ready], [], [], _START_S)[0] and os.read(ready, 16)
+            if select.select([ready], [], [], _START_S)[0] and os.read(ready, 16):
+                return True
         finally:
             os.close(ready)
-        if not answered:
-            words = log.read_text(errors="replace").strip().splitlines()[-15:]
+        keeper.kill()
+        if adopt and not self._lives("pager"):
+            return False
+        words = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        if not adopt:
             self._clear()
-            raise HostUnfit(
-                "the pager did not start",
-                reason="\n".join(words),
-                hint="`torpor doctor` tells whether this host can run it; TORPOR_LAZY=no does"
-                " without",
-            )
+        raise HostUnfit(
+            "the pager did not start",
+            reason="\n".join(words),
+            hint="`torpor doctor` tells whether this host can run it; TORPOR_LAZY=no does without",
+        )
+
+    def _reap(self) -> None:
+        """Let go of a dead keeper that was this process's child."""
+        keeper = self._places.identity("keeper")
+        if keeper is not None:
+            keeper.wait(timeout_s=0)
 
     def _clear(self) -> None:
-        """Remove everything of a pager that does not answer; the caller holds the lock."""
+        """Remove everything of a pager that does not answer; the caller holds the lock.
+
+        That is what is written down, and what was killed before it could write itself down.
+        """
+        if not self._places.directory.exists():
+            return
+        unmount(self._places.mount)  # a thread that waits for a page of it ends first
         for who in ("keeper", "pager"):
             identity = self._places.identity(who)
-            if identity is not None and identity.is_alive():
-                unmount(self._places.mount)  # a thread that waits for a page of it ends first
+            if identity is not None:
                 identity.kill()
-        if self._places.directory.exists():
-            self._places.remove()
+        while found := find_processes_in(self._places.directory):
+            unmount(self._places.mount)
+            for identity in found:
+                identity.kill()
+        self._places.remove()

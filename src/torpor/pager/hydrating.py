@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -24,9 +25,9 @@ log = logging.getLogger("torpor.pager")
 class Hydration:
     """Fetches files' chunks that are not here, least urgent of all, within bounds.
 
-    It ends when everything is here, after `limit_bytes` of sealed chunks, after `limit_s`, when it
-    is stopped, or at the first failure: demand reads are none of its business. `began_s` and
-    `ended_s` are seconds of CLOCK_MONOTONIC, 0 until then.
+    It ends when everything was asked for, after `limit_bytes` of sealed chunks, after `limit_s`,
+    when it is stopped, or at the first failure: demand reads are none of its business. `began_s`
+    and `ended_s` are seconds of CLOCK_MONOTONIC, 0 until then.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Hydration:
         self.fetched_bytes = 0
         self.began_s = self.ended_s = 0.0
         self.is_complete = False
+        """Whether, at the end, the chunk cache had every window of the files."""
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -60,20 +62,30 @@ class Hydration:
         until_s = time.monotonic() + self._limit_s
         try:
             for file in self._files:
-                missing = [file.chunk(entry) for entry in file.map if not file.is_here(entry)]
-                missing.sort(key=lambda chunk: (chunk.key, chunk.offset))
-                for begin in range(0, len(missing), _BATCH_CHUNKS):
-                    batch = self._affordable(missing[begin : begin + _BATCH_CHUNKS])
-                    if not batch or self._stop.is_set() or time.monotonic() > until_s:
-                        return
-                    self._fetcher.fetch(batch, Priority.HYDRATION)
-                    self.fetched_bytes += sum(chunk.length for chunk in batch)
+                if not self._hydrate(file, until_s):
+                    return
+            self.is_complete = all(
+                file.is_here(entry) for file in self._files for entry in file.map
+            )
         except TorporError as error:
             log.info("hydration ended error=%s", error)
-        else:
-            self.is_complete = True
         finally:
             self.ended_s = time.monotonic()
+
+    def _hydrate(self, file: StoredFile, until_s: float) -> bool:
+        """Fetch what lacks of a file; whether no bound was met."""
+        if file.cache is None:  # nowhere to put it
+            return False
+        missing = (file.chunk(entry) for entry in file.map if not file.is_here(entry))
+        while wanted := list(itertools.islice(missing, _BATCH_CHUNKS)):
+            batch = self._affordable(wanted)
+            if self._stop.is_set() or time.monotonic() > until_s:
+                return False
+            self._fetcher.fetch(batch, Priority.HYDRATION)
+            self.fetched_bytes += sum(chunk.length for chunk in batch)
+            if len(batch) < len(wanted):
+                return False
+        return True
 
     def _affordable(self, batch: list[Chunk]) -> list[Chunk]:
         left = self._limit_bytes - self.fetched_bytes

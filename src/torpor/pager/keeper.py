@@ -7,6 +7,7 @@ new keeper, which takes the descriptors from the pager.
     HOME/pager/mount    the mount point            HOME/pager/control  the socket
     HOME/pager/keeper   pid and start time of the keeper, `pager` of the pager
     HOME/pager/open/    what is open               HOME/pager/log      what both have to say
+    HOME/pager/ended    the pager ended in order
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from torpor.errors import TorporError
 from torpor.host.fuse.connection import Connection, unmount, wait_dying
 from torpor.host.process import ProcessId
 from torpor.pager import control, process
+from torpor.pager.logs import BoundedLog
 from torpor.pager.pager import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_RESTARTS: Final = 8
+_RESTARTS: Final = 40
 _RESTARTS_WITHIN_S: Final = 10.0
 _FOREVER_S: Final = 3600.0
+_LOOK_AGAIN_S: Final = 0.05
+_ADOPT_S: Final = 20.0
+_ENDING: Final = {signal.SIGTERM, signal.SIGINT}
+_ENDED: Final = "ended"
 _DESCRIPTORS: Final = 4
 READ_AHEAD_BYTES: Final = 64 * 1024
 
@@ -97,82 +104,118 @@ class Keeper:
         self._places = Places(Path(job.home))
         self._deaths: list[float] = []
         self._asked_to_end = False
+        self._trace = barrier()
 
-    def run(self) -> int:
-        """Mount or adopt, keep a pager alive, clean up when it ended in order; the exit code."""
-        for signum in (signal.SIGTERM, signal.SIGINT):
+    def run(self) -> None:
+        """Mount or adopt, keep a pager alive, clean up when it ended in order.
+
+        Raises HostUnfit, OSError, PagerGone when it cannot begin.
+        """
+        for signum in _ENDING:
             signal.signal(signum, self._pass_on)
+        gc.freeze()
         connection, listener, pager = self._adopt() if self._job.adopt else self._begin()
-        self._places.record("keeper", ProcessId.of(os.getpid()))
-        if pager is None:
-            pager = self._fork(connection, listener, take_over=False)
-        os.write(self._job.ready, b"ready\n")
-        os.close(self._job.ready)
-        while not self._ended_in_order(pager):
-            if not self._may_restart():
-                log.error("the pager dies again and again, giving up")
-                break
-            log.warning("the pager died pid=%d, starting another", pager.pid)
-            dead, pager = pager, self._fork(connection, listener, take_over=True)
-            if dead.wait(timeout_s=_FOREVER_S):
-                connection.resend()  # its threads may have taken a last request each
-        connection.unmount()
-        listener.close()
+        try:
+            self._places.record("keeper", ProcessId.of(os.getpid()))
+            if pager is None:
+                pager = self._fork(connection, listener, take_over=False)
+            os.write(self._job.ready, b"ready\n")
+            os.close(self._job.ready)
+            self._watch(connection, listener, pager)
+        finally:
+            connection.unmount()
+            listener.close()
         shutil.rmtree(self._places.directory, ignore_errors=True)
-        return 0
+
+    def _watch(self, connection: Connection, listener: socket.socket, pager: ProcessId) -> None:
+        """Replace each pager that dies; return when one ended in order, or none can live.
+
+        What a dead one had taken last is sent again once it has ended with all its threads, which
+        may take until its successor has answered: both are waited for.
+        """
+        dying: list[ProcessId] = []
+        while True:
+            if wait_dying(pager, timeout_s=_LOOK_AGAIN_S if dying else _FOREVER_S):
+                if self._ended_in_order() or not self._can_replace(connection):
+                    return
+                log.warning("the pager died pid=%d, starting another", pager.pid)
+                dying.append(pager)
+                pager = self._fork(connection, listener, take_over=True)
+            for dead in [dead for dead in dying if dead.wait(timeout_s=0)]:
+                dying.remove(dead)
+                with contextlib.suppress(OSError):  # unmounted meanwhile
+                    connection.resend()
 
     def _begin(self) -> tuple[Connection, socket.socket, None]:
         self._places.mount.mkdir(exist_ok=True)
         connection = Connection.mount(
             self._places.mount, descriptors=_DESCRIPTORS, read_ahead_bytes=READ_AHEAD_BYTES
         )
-        return connection, control.listen(self._places.directory), None
+        try:
+            return connection, control.listen(self._places.directory), None
+        except BaseException:
+            connection.unmount()
+            raise
 
     def _adopt(self) -> tuple[Connection, socket.socket, ProcessId]:
-        line = control.connect(self._places.directory)
-        line.send({"op": "descriptors"})
-        _, numbers, _, _ = socket.recv_fds(line.connection, 1, _DESCRIPTORS + 1)
-        answer = line.receive()
-        line.close()
-        if answer is None:
+        line = control.connect(self._places.directory, timeout_s=_ADOPT_S)
+        try:
+            line.send({"op": "descriptors"})
+            _, numbers, _, _ = socket.recv_fds(line.connection, 1, _DESCRIPTORS + 1)
+            answer = line.receive()
+        except OSError as error:
+            raise control.PagerGone("the pager ended", reason=str(error)) from None
+        finally:
+            line.close()
+        pager = self._places.identity("pager")
+        if answer is None or pager is None:
             raise control.PagerGone("the pager ended while its descriptors were taken over")
         *descriptors, listener = numbers
         connection = Connection.adopt(answer["ok"]["connection"], descriptors=descriptors)
-        pager = self._places.identity("pager")
-        assert pager is not None
         return connection, socket.socket(fileno=listener), pager
 
     def _fork(
         self, connection: Connection, listener: socket.socket, *, take_over: bool
     ) -> ProcessId:
+        """Start a pager, which serves only when its identity is written down."""
         told, tell = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         child = os.fork()
         if child == 0:
             os.close(tell)
-            os.read(told, 1)  # the pager serves only when its identity is written down
+            with contextlib.suppress(OSError):
+                os.close(self._job.ready)
+            if not os.read(told, 1):  # the keeper was killed
+                os._exit(1)
             os.close(told)
-            _be_pager(connection, listener, self._job, take_over=take_over)
-        identity = ProcessId.of(child)
-        self._places.record("pager", identity)
+            _be_pager(connection, listener, self._job, take_over=take_over, trace=self._trace)
         os.close(told)
+        try:
+            identity = ProcessId.of(child)
+        except ProcessLookupError:  # killed at once
+            identity = ProcessId(child, 0)
+            os.waitpid(child, 0)
+        self._places.record("pager", identity)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(tell, b"1")
         os.close(tell)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         return identity
 
-    def _ended_in_order(self, pager: ProcessId) -> bool:
-        """Wait for the pager's end, or for what will be it; whether it was asked to end."""
-        while not wait_dying(pager, timeout_s=_FOREVER_S):
-            pass
-        with contextlib.suppress(ChildProcessError):
-            done, status = os.waitpid(pager.pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status) == 0
-        return self._asked_to_end or (self._places.directory / "ended").exists()
+    def _ended_in_order(self) -> bool:
+        return self._asked_to_end or (self._places.directory / _ENDED).exists()
 
-    def _may_restart(self) -> bool:
+    def _can_replace(self, connection: Connection) -> bool:
+        if not connection.negotiated.has_resend:
+            log.error("the pager died, and this kernel cannot send its requests again")
+            return False
         now_s = time.monotonic()
         self._deaths = [t for t in self._deaths if now_s - t < _RESTARTS_WITHIN_S]
         self._deaths.append(now_s)
-        return len(self._deaths) <= _RESTARTS
+        if len(self._deaths) > _RESTARTS:
+            log.error("the pager dies again and again, giving up")
+            return False
+        return True
 
     def _pass_on(self, signum: int, frame: object) -> None:
         self._asked_to_end = True
@@ -182,17 +225,21 @@ class Keeper:
 
 
 def _be_pager(
-    connection: Connection, listener: socket.socket, job: Job, *, take_over: bool
+    connection: Connection,
+    listener: socket.socket,
+    job: Job,
+    *,
+    take_over: bool,
+    trace: Callable[[str], None],
 ) -> None:
     """The forked child: never returns."""
     code = 1
     try:
-        gc.freeze()
         limits = Limits(cache_bytes=job.cache_bytes, deadline_s=job.deadline_s)
         process.serve(
-            connection, listener, Path(job.home), limits, take_over=take_over, trace=barrier()
+            connection, listener, Path(job.home), limits, take_over=take_over, trace=trace
         )
-        (Places(Path(job.home)).directory / "ended").touch()  # for a keeper that is no parent
+        (Places(Path(job.home)).directory / _ENDED).touch()
         code = 0
     except BaseException:
         log.exception("the pager failed")
@@ -223,9 +270,15 @@ def barrier() -> Callable[[str], None]:
 def main() -> int:
     """`python -m torpor.pager.keeper JOB`, as the client starts it."""
     job = msgspec.json.decode(sys.argv[1], type=Job)
-    form = "%(asctime)s level=%(levelname)s pid=%(process)d logger=%(name)s %(message)s"
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
-    return Keeper(job).run()
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(BoundedLog(Places(Path(job.home)).directory / "log"))
+    try:
+        Keeper(job).run()
+    except TorporError as error:
+        log.error("%s. %s", error, error.hint)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

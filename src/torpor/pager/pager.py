@@ -6,72 +6,46 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import shutil
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from torpor.errors import NotFound, TorporError
-from torpor.host.threads import submit
 from torpor.pager import opening
 from torpor.pager.cache import open_or_none
 from torpor.pager.fetcher import Fetcher
 from torpor.pager.hydrating import Hydration
-from torpor.pager.pushing import Pusher, WakeData
-from torpor.pager.served import StoredFile
-from torpor.pager.source import Source, open_repository
+from torpor.pager.kept import KeptCopies
+from torpor.pager.opened import Opened, Served, ServedImages, arrived
+from torpor.pager.pushing import Pusher, Room, WakeData
+from torpor.pager.registry import Entry, Registry
+from torpor.pager.served import Content, StoredFile
+from torpor.pager.source import open_source
 from torpor.pager.spans import Spans
 from torpor.snapshot.local import LocalSnapshots
-from torpor.snapshot.repository.records import ImageLink, Kind, Link, damaged
 from torpor.store.metrics import Counters
-from torpor.units import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torpor.host.fuse.files import Node
     from torpor.host.fuse.server import Server
     from torpor.pager.opening import OpenedSnapshot
     from torpor.pager.served import ServedFiles
-    from torpor.snapshot.repository.domain import Domain
-    from torpor.snapshot.repository.filemap import FileMap
-    from torpor.snapshot.repository.repository import Repository, StoredSnapshot
+    from torpor.pager.source import OpenSource, Source
+    from torpor.snapshot.repository.records import ImageLink
+    from torpor.snapshot.repository.repository import StoredSnapshot
+    from torpor.units import Digest
 
 _FETCHERS: Final = 6
+_RELEASE_S: Final = 1.0
+_KEPT_SHARE: Final = 8  # of the bytes on disk one part in so many is for copies of working sets
 
 log = logging.getLogger("torpor.pager")
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    """What is kept of an open snapshot on disk, so that a new pager can go on with it."""
-
-    source: Source
-    digest: Digest
-    link: Link
-    images: tuple[ImageLink, ...]
-
-
-@dataclass
-class _Served:
-    """A file that is served, for how many snapshots."""
-
-    file: StoredFile
-    node: Node
-    users: int = 1
-
-
-@dataclass
-class _Opened:
-    """A snapshot that is open: its files by the names that segments use."""
-
-    stored: StoredSnapshot
-    files: dict[str, _Served]
-    pusher: Pusher | None = None
-    hydration: Hydration | None = None
-    protected: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,26 +57,49 @@ class Limits:
 
 
 class Pager:
-    """One node's pager. Any thread may call; opens of one snapshot wait for each other."""
+    """One node's pager. Any thread may call; opens of one snapshot wait for each other.
 
-    def __init__(self, home: Path, server: Server, files: ServedFiles, limits: Limits) -> None:
+    `predecessor_died`: another pager of this home was killed a moment ago. `trace` is told of named
+    places; see there.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        server: Server,
+        files: ServedFiles,
+        limits: Limits,
+        *,
+        predecessor_died: bool = False,
+        trace: Callable[[str], None] = lambda place: None,
+    ) -> None:
         self._home = home
         self._server = server
         self._files = files
+        self._limits = limits
+        self._trace = trace
         self._snapshots = LocalSnapshots(home / "snapshots")
-        self._registry = home / "pager" / "open"
-        self._kept = home / "cache" / "wake"
-        for directory in (self._registry, self._kept):
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._cache = open_or_none(home / "cache" / "chunks", capacity_bytes=limits.cache_bytes)
+        self._registry = Registry(home / "pager" / "open")
+        kept_bytes = limits.cache_bytes // _KEPT_SHARE
+        self._kept = KeptCopies(home / "cache" / "wake", kept_bytes)
+        with contextlib.suppress(OSError):
+            self._kept.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._cache = open_or_none(
+            home / "cache" / "chunks",
+            capacity_bytes=limits.cache_bytes - kept_bytes,
+            predecessor_died=predecessor_died,
+        )
         keep = self._cache.put if self._cache else lambda chunk_id, content: None
-        self._fetcher = Fetcher(workers=_FETCHERS, deadline_s=limits.deadline_s, keep=keep)
+        self._fetcher = Fetcher(
+            workers=_FETCHERS, deadline_s=limits.deadline_s, keep=keep, trace=trace
+        )
+        self._room = Room()
         self._pool = concurrent.futures.ThreadPoolExecutor(_FETCHERS, "open")
         self._lock = threading.Lock()
         self._turns: dict[Digest, threading.Lock] = {}
-        self._opened: dict[Digest, _Opened] = {}
-        self._images: dict[Digest, _Served] = {}
-        self._repositories: dict[Source, Repository] = {}
+        self._opened: dict[Digest, Opened] = {}
+        self._images = ServedImages(files, self._registry, self._pool, self._file)
+        self._sources: dict[Source, OpenSource] = {}
         self._requests = Counters()
 
     # what clients ask
@@ -119,20 +116,27 @@ class Pager:
         """Open a snapshot by ref or digest; the images in `here` are the node's own business.
 
         It appears among the node's snapshots with its memory served. Without `push` its working
-        set is left to demand. `spans` say when each part of this began and ended: resolve, and for
+        set is left to demand. One that is open already stays as it is, but what could not be had of
+        it is asked for again. `spans` say when each part of this began and ended: resolve, and for
         one that was not open manifest, wake object, publish. Raises what `opening` raises.
         """
-        repository, spans = self._repository(source), Spans()
+        opened_source, spans = self._source(source), Spans()
+        repository = opened_source.repository
+        self._trace("opening")
         with spans.span("resolve"):
             digest, link, wake = opening.resolve(repository, reference, expect=expect)
         with self._turn(digest):
             known = self._opened.get(digest)
-            if known is None:
+            if known is None or not self._is_published(digest):
                 opened = opening.open_snapshot(
                     repository, digest, link, wake, self._pool, spans=spans
                 )
+                self._trace("opened")
+                images = tuple(i for i in opened.stored.images if i.digest not in here)
+                entry = Entry(source, digest, opened.stored.link, images)
                 with spans.span("publish"):
-                    known = self._serve(source, repository, opened, frozenset(here), push=push)
+                    known = self._serve(entry, opened_source, opened, push=push)
+            self._try_again(known)
         return {
             "digest": digest,
             "files": {name: s.node.parts for name, s in known.files.items()},
@@ -141,7 +145,7 @@ class Pager:
 
     def prepare(self, source: Source) -> dict[str, Any]:
         """Connect to a store, so that the first wake from it need not. Raises StoreError."""
-        for _ in self._repository(source).store.list("leases/"):
+        for _ in self._source(source).repository.store.list("leases/"):
             pass
         return {}
 
@@ -158,14 +162,16 @@ class Pager:
         return {"ended": pusher is None or pusher.wait(timeout_s)}
 
     def hydrate(self, digest: Digest, limit_bytes: int, limit_s: float) -> dict[str, Any]:
-        """Begin to fetch the rest in the background."""
+        """Begin to fetch the rest in the background; again, if that ended early before."""
         opened = self._get(digest)
-        if opened.hydration is None:
-            files = [served.file for served in opened.files.values()]
-            opened.hydration = Hydration(
-                files, self._fetcher, limit_bytes=limit_bytes, limit_s=limit_s
-            )
-            opened.hydration.start()
+        with opened.lock:
+            known = opened.hydration
+            if known is None or (known.wait(0) and not known.is_complete):
+                files = [served.file for served in opened.files.values()]
+                opened.hydration = Hydration(
+                    files, self._fetcher, limit_bytes=limit_bytes, limit_s=limit_s
+                )
+                opened.hydration.start()
         return {}
 
     def wait_hydrated(self, digest: Digest, timeout_s: float) -> dict[str, Any]:
@@ -188,9 +194,7 @@ class Pager:
     def failure(self, digest: Digest) -> dict[str, Any]:
         """Why a window of the snapshot could not be had, empty if none was missing."""
         opened = self._opened.get(digest)
-        files = opened.files.items() if opened else ()
-        found = [f"{name}: {s.file.failure}" for name, s in files if s.file.failure]
-        return {"failure": "; ".join(found)}
+        return {"failure": opened.failure if opened else ""}
 
     def counters(self) -> dict[str, Any]:
         """Everything that was counted since this process, `pid`, began.
@@ -203,7 +207,7 @@ class Pager:
         return {
             "pid": os.getpid(),
             "store": {"requests": asked.total_requests, "bytes": asked.bytes_down},
-            "snapshots": {digest: _count(one) for digest, one in opened.items()},
+            "snapshots": {digest: one.counters() for digest, one in opened.items()},
             "fetched": asdict(self._fetcher.counters()),
             "cache": asdict(self._cache.counters()) if self._cache else None,
             "peak_bytes": _peak_bytes(),
@@ -212,54 +216,47 @@ class Pager:
     # a new pager goes on
 
     def recover(self) -> None:
-        """Serve what the last pager served, before anything is answered."""
-        for directory in self._registry.iterdir():
-            if directory.name.startswith("."):
-                shutil.rmtree(directory, ignore_errors=True)
-                continue
+        """Serve what the last pager served, before anything is answered. Asks no store."""
+        for digest in self._registry.digests():
             try:
-                self._recover(directory)
+                entry, encoded = self._registry.read(digest)
+                source = self._source(entry.source)
+                stored = source.repository.decode_snapshot(digest, entry.link, encoded)
+                self._add(source, stored, entry.images)
             except (OSError, TorporError, msgspec.MsgspecError) as error:
-                log.error("cannot go on with %s: %s", directory.name, error)
-                shutil.rmtree(directory, ignore_errors=True)
-
-    def _recover(self, directory: Path) -> None:
-        entry = msgspec.msgpack.decode((directory / "entry").read_bytes(), type=_Entry)
-        repository = self._repository(entry.source)
-        encoded = (directory / "manifest").read_bytes()
-        stored = repository.decode_snapshot(entry.digest, entry.link, encoded)
-        self._protect(self._add(repository, stored, entry.images, directory))
+                log.error("cannot go on with %s: %s", digest, error)
+                self._registry.remove(digest)
+            self._trace("recovering")
 
     # inside
 
+    def _is_published(self, digest: Digest) -> bool:
+        """Whether the node has the snapshot: a pager may have died before it was complete."""
+        return (self._snapshots.root / digest / "manifest.json").exists()
+
     def _serve(
-        self,
-        source: Source,
-        repository: Repository,
-        opened: OpenedSnapshot,
-        here: frozenset[str],
-        *,
-        push: bool,
-    ) -> _Opened:
-        stored = opened.stored
-        images = tuple(image for image in stored.images if image.digest not in here)
-        directory = self._registry / stored.digest
-        entry = _Entry(source, stored.digest, stored.link, images)
-        _write_entry(directory, msgspec.msgpack.encode(entry), opened.manifest_object)
+        self, entry: Entry, source: OpenSource, opened: OpenedSnapshot, *, push: bool
+    ) -> Opened:
+        digest = entry.digest
+        known = self._opened.get(digest)
+        if known is None:
+            self._registry.add(entry, opened.manifest_object)
+            self._trace("registered")
         try:
-            made = self._add(repository, stored, images, directory)
-            if push and opened.wake.working_set:
-                self._start_push(repository, opened, made)
-            memory = self._home / "pager" / "mount" / Path(*made.files["memory"].node.parts)
-            opening.publish(repository, opened, self._snapshots, memory=memory)
+            made = known or self._add(source, opened.stored, entry.images)
+            if push and made.pusher is None and opened.wake.working_set:
+                made.pusher = self._push(made, opened)
+            memory = self._home / "pager" / "mount" / Path(*made.memory.node.parts)
+            opening.publish(source.repository, opened, self._snapshots, memory=memory)
         except BaseException:
-            self._drop(stored.digest)
+            if known is None:
+                self._drop(digest)
             raise
-        self._pool.submit(self._protect, made)
+        self._trace("published")
         return made
 
-    def _start_push(self, repository: Repository, opened: OpenedSnapshot, made: _Opened) -> None:
-        """Keep at hand what came with the wake object's beginning, fetch the rest."""
+    def _push(self, made: Opened, opened: OpenedSnapshot) -> Pusher:
+        """Keep at hand what came with the wake object's beginning, push the rest."""
         rest = []
         for segment in opened.wake.working_set:
             served = made.files.get(segment.file)
@@ -270,95 +267,78 @@ class Pager:
                 rest.append(segment)
             else:
                 served.file.preloaded.update(content)
-        wake = WakeData(repository.store, opened.stored.wake, opened.wake.domain, tuple(rest))
-        targets = {name: (s.file, s.node) for name, s in made.files.items()}
-        kept = self._kept / opened.stored.wake.hash.hex()
-        made.pusher = Pusher(wake, self._server, targets, kept=kept)
-        made.pusher.start()
-
-    def _protect(self, opened: _Opened) -> None:
-        """Keep what a running instance maps from being evicted."""
-        if self._cache is None:
-            return
-        protected = [entry.chunk_id for entry in opened.stored.memory]
-        with self._lock:
-            if self._opened.get(opened.stored.digest) is not opened:
-                return  # closed meanwhile
-            opened.protected = protected
-        self._cache.protect(protected)
-
-    def _drop(self, digest: Digest) -> None:
-        with self._lock:
-            opened = self._opened.pop(digest, None)
-        if opened is not None:
-            self._withdraw(opened)
-        shutil.rmtree(self._registry / digest, ignore_errors=True)
+        wake = WakeData(
+            made.source.repository.store, opened.stored.wake, opened.wake.domain, tuple(rest)
+        )
+        targets = {name: (served.file, served.node) for name, served in made.files.items()}
+        pusher = Pusher(
+            wake, self._server, targets, kept=self._kept, room=self._room, trace=self._trace
+        )
+        pusher.start()
+        return pusher
 
     def _add(
-        self,
-        repository: Repository,
-        stored: StoredSnapshot,
-        images: tuple[ImageLink, ...],
-        directory: Path,
-    ) -> _Opened:
-        memory = self._file(
-            repository, stored.memory.size_bytes, _arrived(stored.memory), stored.domain
-        )
-        node = self._files.serve(("snapshots", stored.digest, "memory"), memory)
-        files = {"memory": _Served(memory, node)}
+        self, source: OpenSource, stored: StoredSnapshot, images: tuple[ImageLink, ...]
+    ) -> Opened:
+        content = arrived(Content(stored.memory, stored.domain))
+        file = self._file(source, stored.memory.size_bytes, content)
+        node = self._files.serve(("snapshots", stored.digest, "memory"), file)
         function = stored.manifest.function
-        for image in images:
-            name = "app" if function and image.digest == function.app else "image"
-            files[name] = self._image(repository, stored.domain, image, directory)
-        made = _Opened(stored, files)
+        served = {
+            "app" if function and image.digest == function.app else "image": (
+                image,
+                self._images.serve(source, image),
+            )
+            for image in images
+        }
+        made = Opened(stored, source, Served(file, node), served)
+        if self._cache is not None:
+            self._cache.protect(stored.memory.packed_ids())
         with self._lock:
             self._opened[stored.digest] = made
         return made
 
-    def _image(
-        self, repository: Repository, domain: Domain, image: ImageLink, directory: Path
-    ) -> _Served:
-        with self._lock:
-            known = self._images.get(image.digest)
-            if known is not None and not known.file.failure:
-                known.users += 1
-                return known
-            arriving = submit(self._pool, lambda: _read_image(repository, image, directory))
-            file = self._file(repository, image.size_bytes, arriving, domain)
-            node = self._files.serve(("images", image.digest), file)
-            served = self._images[image.digest] = _Served(file, node)
-            return served
-
     def _file(
-        self,
-        repository: Repository,
-        size_bytes: int,
-        arriving: concurrent.futures.Future[FileMap],
-        domain: Domain,
+        self, source: OpenSource, size_bytes: int, arriving: concurrent.futures.Future[Content]
     ) -> StoredFile:
-        return StoredFile(
-            size_bytes, arriving, repository.store, domain, self._cache, self._fetcher
-        )
+        return StoredFile(size_bytes, arriving, source.store, self._cache, self._fetcher)
 
-    def _withdraw(self, opened: _Opened) -> None:
-        for work in (opened.pusher, opened.hydration):
-            if work is not None:
-                work.stop()
-        for name, served in opened.files.items():
-            with self._lock:
-                served.users -= 1
-                if served.users:
-                    continue
-                if name != "memory":
-                    self._images = {d: s for d, s in self._images.items() if s is not served}
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.withdraw(served.node.parts)
-            with contextlib.suppress(OSError):  # nobody ever looked it up
-                self._server.invalidate(served.node)
+    def _try_again(self, opened: Opened) -> None:
+        for image, served in opened.images.values():
+            served.file.try_again(partial(self._images.read, opened.source, image))
+        opened.memory.file.try_again(lambda: opened.memory.file.arriving)
+
+    def _drop(self, digest: Digest) -> None:
+        with self._lock:
+            opened = self._opened.pop(digest, None)
+        self._registry.remove(digest)
+        if opened is None:
+            return
+        works = [work for work in (opened.pusher, opened.hydration) if work is not None]
+        for work in works:
+            work.stop()
+        self._files.withdraw(opened.memory.node.parts)
+        nodes = [opened.memory.node, *self._images.withdraw(opened.images.values())]
         if self._cache is not None:
-            self._cache.unprotect(opened.protected)
+            self._cache.unprotect(opened.stored.memory.packed_ids())
+        release = threading.Thread(
+            target=self._release, args=(works, nodes), name="release", daemon=True
+        )
+        release.start()
+        release.join(_RELEASE_S)
 
-    def _get(self, digest: Digest) -> _Opened:
+    def _release(self, works: list[Pusher | Hydration], nodes: list[Node]) -> None:
+        """Free the page cache of files that are gone, once nothing is put there any more.
+
+        It may take as long as a read that is not answered.
+        """
+        for work in works:
+            work.wait()
+        for node in nodes:
+            with contextlib.suppress(OSError):  # nobody ever looked it up
+                self._server.invalidate(node)
+
+    def _get(self, digest: Digest) -> Opened:
         with self._lock:
             opened = self._opened.get(digest)
         if opened is None:
@@ -372,62 +352,13 @@ class Pager:
         with lock:
             yield
 
-    def _repository(self, source: Source) -> Repository:
+    def _source(self, source: Source) -> OpenSource:
         with self._lock:
-            if source not in self._repositories:
-                self._repositories[source] = open_repository(source, counters=self._requests)
-            return self._repositories[source]
-
-
-def _arrived(known: FileMap) -> concurrent.futures.Future[FileMap]:
-    future: concurrent.futures.Future[FileMap] = concurrent.futures.Future()
-    future.set_result(known)
-    return future
-
-
-def _read_image(repository: Repository, image: ImageLink, directory: Path) -> FileMap:
-    """An image's map, from what an earlier pager kept or from the store, which is kept then."""
-    kept = directory / f"image-{image.digest}"
-    with contextlib.suppress(FileNotFoundError):
-        return repository.decode_image(image.digest, image.record, kept.read_bytes()).content
-    data = repository.read_linked(image.record, Kind.IMAGE)
-    stored = repository.decode_image(image.digest, image.record, data)
-    if stored.content.size_bytes != image.size_bytes:
-        raise damaged(image.record.key, "its image has another length than its link says")
-    with contextlib.suppress(OSError):  # closed meanwhile, or full: it is fetched again
-        _write(kept, data)
-    return stored.content
-
-
-def _write_entry(directory: Path, entry: bytes, manifest: bytes) -> None:
-    """Keep what a new pager needs to go on; it appears whole."""
-    fresh = directory.with_name(f".{directory.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(mode=0o700)
-    _write(fresh / "entry", entry)
-    _write(fresh / "manifest", manifest)
-    shutil.rmtree(directory, ignore_errors=True)
-    fresh.rename(directory)
-
-
-def _write(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f".{path.name}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as stream:
-        stream.write(data)
-    fresh.rename(path)
-
-
-def _count(opened: _Opened) -> dict[str, Any]:
-    pusher, hydration = opened.pusher, opened.hydration
-    return {
-        "files": {name: asdict(served.file.counters) for name, served in opened.files.items()},
-        "push": asdict(pusher.counters) if pusher else None,
-        "hydrated_bytes": hydration.fetched_bytes if hydration else 0,
-        "hydration": (
-            {"began_s": hydration.began_s, "ended_s": hydration.ended_s} if hydration else None
-        ),
-    }
+            if source not in self._sources:
+                self._sources[source] = open_source(
+                    source, deadline_s=self._limits.deadline_s, counters=self._requests
+                )
+            return self._sources[source]
 
 
 def _peak_bytes() -> int:

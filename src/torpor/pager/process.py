@@ -1,7 +1,7 @@
 """The pager's process: serves the mount and answers its clients until it is told to end.
 
-The main thread does nothing but wait: its end tells the keeper that the process was killed, even
-while other threads are stuck in the kernel (see `host.fuse.connection.wait_dying`).
+The main thread does nothing but wait for a signal: its end tells the keeper that the process was
+killed, even while other threads are stuck in the kernel (see `host.fuse.connection.wait_dying`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     from torpor.host.fuse.connection import Connection
 
-_WORKERS: Final = 8
+_WORKERS: Final = 16
+_ENDING: Final = {signal.SIGTERM, signal.SIGINT}
+_FULL_S: Final = 0.1
 
 log = logging.getLogger("torpor.pager")
 
@@ -49,21 +52,30 @@ def serve(
     With `take_over` another pager died before: what it served is served on, what it left
     unanswered is answered. `trace` is told of named places, for tests that kill there.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # for all threads: the main one takes them
     files = ServedFiles()
     server = Server(
         connection, files, workers=_WORKERS, trace=lambda place, header: trace(f"fuse {place}")
     )
-    pager = Pager(home, server, files, limits)
+    pager = Pager(home, server, files, limits, predecessor_died=take_over, trace=trace)
     pager.recover()
     if take_over:
         server.take_over()
     else:
         server.start()
-    ended = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, frame: ended.set())
-    _Clients(pager, connection, listener, ended, trace).start()
-    ended.wait()
+    threading.Thread(target=_end_with, args=(server,), name="mount", daemon=True).start()
+    _Clients(pager, connection, listener, trace).start()
+    signal.sigwait(_ENDING)
+
+
+def _end_with(server: Server) -> None:
+    """Without its mount a pager is of no use, whoever unmounted it."""
+    server.wait()
+    _ask_to_end()
+
+
+def _ask_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Clients:
@@ -74,13 +86,11 @@ class _Clients:
         pager: Pager,
         connection: Connection,
         listener: socket.socket,
-        ended: threading.Event,
         trace: Callable[[str], None],
     ) -> None:
         self._pager = pager
         self._connection = connection
         self._listener = listener
-        self._ended = ended
         self._trace = trace
         self._ops: dict[str, Callable[..., dict[str, Any]]] = {
             "hello": self._hello,
@@ -103,7 +113,12 @@ class _Clients:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:  # no descriptor is free
+                log.error("a client has to wait error=%s", error)
+                time.sleep(_FULL_S)
+                continue
             threading.Thread(
                 target=self._talk, args=(connection,), name="client", daemon=True
             ).start()
@@ -112,17 +127,19 @@ class _Clients:
         line = Line(connection)
         try:
             while (request := line.receive()) is not None:
-                self._trace(f"asked {request.get('op')}")
-                answer = self._answer(request, connection)
-                self._trace(f"answering {request.get('op')}")
+                op = request.pop("op", None)
+                self._trace(f"asked {op}")
+                answer = self._answer(op, request, connection)
+                self._trace(f"answering {op}")
                 line.send(answer)
         except (PagerGone, InternalError) as error:
             log.info("client gone error=%s", error)
         finally:
             line.close()
 
-    def _answer(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
-        op = request.pop("op", None)
+    def _answer(
+        self, op: object, request: dict[str, Any], connection: socket.socket
+    ) -> dict[str, Any]:
         try:
             if op == "descriptors":
                 return {"ok": self._pass_descriptors(connection)}
@@ -157,7 +174,7 @@ class _Clients:
         )
 
     def _stop(self) -> dict[str, Any]:
-        self._ended.set()
+        _ask_to_end()
         return {}
 
     def _pass_descriptors(self, connection: socket.socket) -> dict[str, Any]:

@@ -2,31 +2,30 @@
 
 Stages overlap: some threads fetch, each opens what it fetched, and stores it. The kernel makes a
 thread that stores pages under a read wait for that read's answer, so these are threads of their own
-(see `host.fuse.server`).
+(see `host.fuse.server`). All pushes share the room for what they hold in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged, TorporError
 from torpor.host.threads import map_ordered
-from torpor.snapshot.repository.records import hash_bytes
+from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.working_set import open_segment, segment_windows
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from torpor.host.fuse.files import Node
     from torpor.host.fuse.server import Server
+    from torpor.pager.kept import KeptCopies
     from torpor.pager.served import StoredFile
     from torpor.snapshot.repository.domain import Domain
     from torpor.snapshot.repository.records import SegmentRecord, WakeLink
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 _REQUEST_BYTES: Final = 1 << 20
 _FIRST_REQUEST_BYTES: Final = 256 << 10
 _WORKERS: Final = 4
+_BATCHES_AT_ONCE: Final = 16
+_PATIENCE_S: Final = 5.0
 
 log = logging.getLogger("torpor.pager")
 
@@ -59,22 +60,23 @@ class PushCounters:
     fetched_bytes: int = 0
     windows: int = 0
     began_s: float = 0.0
-    first_s: float = 0.0
     ended_s: float = 0.0
+    first_s: float = 0.0
     failure: str = ""
 
 
-@dataclass
-class _Batch:
-    offset: int
-    length: int
-    segments: list[SegmentRecord] = field(default_factory=list)
+class Room:
+    """How much all pushes of a process may hold in memory: so many batches of segments."""
+
+    def __init__(self, batches: int = _BATCHES_AT_ONCE) -> None:
+        self.taken = threading.BoundedSemaphore(batches)
 
 
 class Pusher:
     """Pushes one snapshot's working set in the background; `wait` for its end.
 
-    `targets` are the served files by the names that segments use, and their nodes.
+    `targets` are the served files by the names that segments use, and their nodes. `trace` is told
+    "push fetched" and "push storing", in a thread of the push.
     """
 
     def __init__(
@@ -83,12 +85,19 @@ class Pusher:
         server: Server,
         targets: dict[str, tuple[StoredFile, Node]],
         *,
-        kept: Path | None,
+        kept: KeptCopies,
+        room: Room,
+        patience_s: float = _PATIENCE_S,
+        trace: Callable[[str], None] = lambda place: None,
     ) -> None:
         self._wake = wake
         self._server = server
         self._targets = targets
         self._kept = kept
+        self._room = room
+        self._patience_s = patience_s
+        self._trace = trace
+        self._name = wake.link.hash.hex()
         self._lock = threading.Lock()
         self.counters = PushCounters()
         self._stop = threading.Event()
@@ -116,10 +125,8 @@ class Pusher:
 
     def _run(self) -> None:
         try:
-            source = self._open_kept() or self._from_store
             batches = _batches(self._wake.segments)
-            work = lambda batch: self._push(batch, source)  # noqa: E731
-            for _ in map_ordered(work, batches, workers=_WORKERS, ahead=_WORKERS):
+            for _ in map_ordered(self._push, batches, workers=_WORKERS, ahead=_WORKERS):
                 if self._stop.is_set():
                     break
         except TorporError as error:  # demand reads get what the push did not bring
@@ -128,104 +135,87 @@ class Pusher:
         except OSError as error:
             self.counters.failure = str(error)
             log.info("push ended key=%s error=%s", self._wake.link.key, error)
+        self._kept.used(self._name)
         self.counters.ended_s = time.monotonic()
 
-    def _push(self, batch: _Batch, source: Callable[[int, int], bytes]) -> None:
+    def _push(self, batch: Sequence[SegmentRecord]) -> None:
+        """Fetch, then store when the files are open; meanwhile nothing is held for long."""
         if self._stop.is_set():
             return
-        data = memoryview(source(batch.offset, batch.length))
-        for record in batch.segments:
-            begin = record.offset - batch.offset
-            self._store(record, data[begin : begin + record.length])
+        with self._room.taken:
+            data = self._read(batch)
+            if self._known.wait(self._patience_s):
+                self._store_batch(batch, data)
+                return
+            del data
+        self._known.wait()
+        with self._room.taken:
+            if not self._stop.is_set():
+                self._store_batch(batch, self._read(batch))
+
+    def _store_batch(self, batch: Sequence[SegmentRecord], data: bytes) -> None:
+        for record in batch:
+            begin = record.offset - batch[0].offset
+            self._store(record, memoryview(data)[begin : begin + record.length])
 
     def _store(self, record: SegmentRecord, sealed: memoryview) -> None:
         target = self._targets.get(record.file)
-        if target is None:
+        if target is None or self._stop.is_set():
             return
         file, node = target
+        key = self._wake.link.key
         try:
             windows = segment_windows(record, data_bytes=record.offset + record.length)
             content = open_segment(
-                self._wake.domain, self._wake.link.key, record, sealed, size_bytes=file.size_bytes
+                self._wake.domain, key, record, sealed, size_bytes=file.size_bytes
             )
         except Damaged as error:
-            raise Damaged(
-                f"object {self._wake.link.key} in the store is damaged", reason=str(error)
-            ) from None
-        self._known.wait()
+            raise damaged(key, str(error)) from None
+        self._trace("push storing")
         for window, piece in _runs(windows, memoryview(content), file.size_bytes):
             if self._stop.is_set():
                 return
             with contextlib.suppress(FileNotFoundError):  # nobody has opened the file
                 self._server.store(node, window * WINDOW_BYTES, piece)
+                self._count(file, -(-len(piece) // WINDOW_BYTES))
+
+    def _count(self, file: StoredFile, windows: int) -> None:
         with self._lock:
             self.counters.first_s = self.counters.first_s or time.monotonic()
-            self.counters.windows += len(windows)
-            file.counters.pushed += len(windows)
+            self.counters.windows += windows
+            file.counters.pushed += windows
 
-    def _from_store(self, offset: int, length: int) -> bytes:
-        origin = self._wake.link.header_bytes
-        data = self._wake.store.get_range(self._wake.link.key, origin + offset, length)
+    def _read(self, batch: Sequence[SegmentRecord]) -> bytes:
+        """A batch from this node's copy if all of it is right there, else from the store."""
+        data = self._kept.read(self._name, batch)
+        if data is not None:
+            return data
+        link, begin = self._wake.link, batch[0].offset
+        length = batch[-1].offset + batch[-1].length - begin
+        data = self._wake.store.get_range(link.key, link.header_bytes + begin, length)
         with self._lock:
             self.counters.fetched_bytes += length
-        if self._kept is not None:
-            self._keep(offset, data)
+        self._trace("push fetched")
+        self._kept.write(self._name, begin, data)
         return data
 
-    def _keep(self, offset: int, data: bytes) -> None:
-        """Write to this node's copy of the wake object's working set, for the next time."""
-        assert self._kept is not None
-        try:
-            descriptor = os.open(self._kept, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.pwrite(descriptor, data, offset)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            log.info("working set not kept path=%s error=%s", self._kept, error)
 
-    def _open_kept(self) -> Callable[[int, int], bytes] | None:
-        """Reads from this node's copy; what is not right in it comes from the store."""
-        if self._kept is None or not self._wake.segments or not self._kept.exists():
-            return None
-        by_offset = {record.offset: record for record in self._wake.segments}
-
-        def read(offset: int, length: int) -> bytes:
-            assert self._kept is not None
-            try:
-                with self._kept.open("rb") as stream:
-                    stream.seek(offset)
-                    data = stream.read(length)
-            except OSError:
-                data = b""
-            first = by_offset[offset]
-            if len(data) == length and _is_right(first, data[: first.length]):
-                return data
-            return self._from_store(offset, length)
-
-        return read
-
-
-def _is_right(record: SegmentRecord, sealed: bytes) -> bool:
-    return hash_bytes(sealed) == record.hash
-
-
-def _batches(segments: Sequence[SegmentRecord]) -> Iterator[_Batch]:
-    """Neighbouring segments in requests: a small first one, for the guest waits for that."""
-    batch: _Batch | None = None
+def _batches(segments: Sequence[SegmentRecord]) -> Iterator[list[SegmentRecord]]:
+    """Segments that follow each other in requests: a small first one, the guest waits for that."""
+    batch: list[SegmentRecord] = []
     limit = _FIRST_REQUEST_BYTES
     for record in segments:
-        if batch is not None and (
-            record.offset != batch.offset + batch.length or batch.length + record.length > limit
-        ):
+        if batch and not _joins(batch, record, limit):
             yield batch
-            batch, limit = None, _REQUEST_BYTES
-        if batch is None:
-            batch = _Batch(record.offset, 0)
-        batch.length += record.length
-        batch.segments.append(record)
-    if batch is not None:
+            batch, limit = [], _REQUEST_BYTES
+        batch.append(record)
+    if batch:
         yield batch
+
+
+def _joins(batch: list[SegmentRecord], record: SegmentRecord, limit: int) -> bool:
+    end = batch[-1].offset + batch[-1].length
+    return record.offset == end and end + record.length - batch[0].offset <= limit
 
 
 def _runs(

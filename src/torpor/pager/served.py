@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import TorporError
 from torpor.host.fuse.files import Tree
 from torpor.pager.fetcher import Chunk, Fetcher, Priority
+from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.repository import pack_key
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
 
@@ -50,30 +52,42 @@ class Counters:
     )
 
 
+@dataclass(frozen=True)
+class Content:
+    """Where each window of a file lies, and the domain that opens its chunks."""
+
+    map: FileMap
+    domain: Domain
+
+
 @dataclass
 class StoredFile:
     """A file whose windows are chunks in a store. Any thread may read it.
 
-    Its map may be on its way still: a read then waits for it.
-    `failure` is set when a window could not be had: from then on every read that needs the store
-    fails at once, so that the VM which maps the file ends and nobody waits again.
+    Its map may be on its way still: a read then waits for it. `failure` says which window could not
+    be had last, and why. From then on every read that needs the store fails at once, so that the VM
+    which maps the file ends and nobody waits again, until `try_again`.
     """
 
     size_bytes: int
-    arriving: concurrent.futures.Future[FileMap]
+    arriving: concurrent.futures.Future[Content]
     store: Store
-    domain: Domain
     cache: ChunkCache | None
     fetcher: Fetcher
     counters: Counters = field(default_factory=Counters)
     failure: str = ""
     preloaded: dict[int, bytes] = field(default_factory=dict)
     """Windows that came with the wake object's beginning: they need neither map nor cache."""
+    _refuses: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def map(self) -> FileMap:
         """Where each window lies. Blocks until that is known; raises what kept it from coming."""
+        return self._content.map
+
+    @property
+    def _content(self) -> Content:
         return self.arriving.result()
 
     def read(self, offset: int, length: int) -> list[Buffer]:
@@ -84,14 +98,13 @@ class StoredFile:
             with self._lock:
                 self.counters.reads += 1
                 self.counters.pushed += last + 1 - first
-            contents = {w: self.preloaded[w] for w in range(first, last + 1)}
+            at_hand = {w: self.preloaded[w] for w in range(first, last + 1)}
             end = offset + length
-            return [_cut(c, w, offset, end, self.size_bytes) for w, c in contents.items()]
+            return [_cut(c, w, offset, end, self.size_bytes) for w, c in at_hand.items()]
         try:
             known = self.map
         except TorporError as error:
-            self.failure = str(error)
-            raise OSError(self.failure) from None
+            raise self._failed(first, error) from None
         entries = {window: known.get(window) for window in range(first, last + 1)}
         contents, slowest = self._contents(entries)
         pieces = [_cut(contents[w], w, offset, offset + length, self.size_bytes) for w in entries]
@@ -100,11 +113,18 @@ class StoredFile:
             self.counters.stalled_s[slowest] += time.perf_counter() - began
         return pieces
 
+    def try_again(self, arriving: Callable[[], concurrent.futures.Future[Content]]) -> None:
+        """Ask the store again although a window could not be had; for a map that failed, too."""
+        self._refuses = False
+        if self.arriving.done() and self.arriving.exception() is not None:
+            self.arriving = arriving()
+
     def chunk(self, entry: Entry) -> Chunk:
         """What the fetcher needs to know of a window."""
         place = entry.location
         key = pack_key(place.pack)
-        return Chunk(self.store, key, place.offset, place.length, entry.chunk_id, self.domain)
+        domain = self._content.domain
+        return Chunk(self.store, key, place.offset, place.length, entry.chunk_id, domain)
 
     def is_here(self, entry: Entry) -> bool:
         """Whether the chunk cache seems to have a window."""
@@ -114,6 +134,7 @@ class StoredFile:
         contents: dict[int, bytes] = {}
         missing: dict[int, Entry] = {}
         zero = 0
+        hash_of = self._content.domain.chunk_id
         for window, entry in entries.items():
             if entry is None:
                 contents[window] = _ZEROS
@@ -121,7 +142,7 @@ class StoredFile:
                 continue
             cached = None
             if self.cache is not None:
-                cached = self.cache.get(entry.chunk_id, self.domain.chunk_id)
+                cached = self.cache.get(entry.chunk_id, hash_of)
             if cached is None:
                 missing[window] = entry
             else:
@@ -129,6 +150,8 @@ class StoredFile:
         if missing:
             found = self._fetch(missing)
             contents |= {window: found[entry.chunk_id] for window, entry in missing.items()}
+        for window, content in contents.items():
+            self._check(window, content, entries[window])
         with self._lock:
             self.counters.zero += zero
             self.counters.store += len(missing)
@@ -138,13 +161,23 @@ class StoredFile:
         return contents, "zero" if zero == len(entries) else "cache"
 
     def _fetch(self, missing: dict[int, Entry]) -> dict[bytes, bytes]:
-        if self.failure:
+        if self._refuses:
             raise OSError(self.failure)
         try:
             return self.fetcher.fetch(map(self.chunk, missing.values()), Priority.DEMAND)
         except TorporError as error:
-            self.failure = f"window {min(missing)}: {error}"
-            raise OSError(self.failure) from None
+            raise self._failed(min(missing), error) from None
+
+    def _check(self, window: int, content: bytes, entry: Entry | None) -> None:
+        expected = window_length(window, self.size_bytes)
+        if entry is not None and len(content) != expected:
+            wrong = f"a chunk of {len(content)} bytes for a window of {expected}"
+            raise self._failed(window, damaged(pack_key(entry.location.pack), wrong))
+
+    def _failed(self, window: int, error: TorporError) -> OSError:
+        self.failure = f"window {window}: {error}"
+        self._refuses = True
+        return OSError(self.failure)
 
 
 @dataclass
@@ -180,7 +213,6 @@ class ServedFiles(Tree):
     def __init__(self) -> None:
         super().__init__()
         self._content: dict[int, StoredFile | LocalFile] = {}
-        self.failed: Callable[[Node, str], None] = lambda node, reason: None
 
     def serve(self, parts: Sequence[str], file: StoredFile | LocalFile) -> Node:
         """Let a file appear; the same path again replaces nothing."""
@@ -191,17 +223,19 @@ class ServedFiles(Tree):
     def withdraw(self, parts: Sequence[str]) -> Node:
         """Take a file away. Raises FileNotFoundError."""
         node = self.remove(parts)
-        del self._content[node.id]
+        self._content.pop(node.id, None)
         return node
 
     def read(self, node: Node, offset: int, length: int, call: Call, /) -> Data:
         """See Files."""
+        content = self._content.get(node.id)
+        if content is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         try:
-            return self._content[node.id].read(offset, length)
+            return content.read(offset, length)
         except OSError as error:
             log.error("read failed file=%s offset=%d error=%s", "/".join(node.parts), offset, error)
-            self.failed(node, str(error))
-            raise OSError(5, str(error)) from None
+            raise OSError(errno.EIO, str(error)) from None
 
 
 def _cut(content: bytes, window: int, begin: int, end: int, size_bytes: int) -> Buffer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,15 +11,16 @@ import msgspec
 from torpor.config import Settings, load_settings
 from torpor.snapshot.repository.keys import Keyring, parse_keyring, plain_keyring
 from torpor.snapshot.repository.repository import Repository
-from torpor.store.stack import open_store
+from torpor.store.plain import open_plain
+from torpor.store.stack import wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from torpor.store.interface import Store
     from torpor.store.metrics import Counters
 
-_RETRY_S: Final = "1s"
+_RETRY_S: Final = 1.0
 _PREFIXES: Final = ("s3_", "store")
+_NO_FILE: Final = Path("/dev/null")
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,14 +45,30 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(tuple(sorted(rows.items())), keys, settings.plain)
 
 
-def open_repository(source: Source, *, counters: Counters | None = None) -> Repository:
-    """The repository of a source, whose store is asked again only briefly, and counted.
+@dataclass(frozen=True)
+class OpenSource:
+    """A source's repository, and the same store for who repeats what fails by himself."""
 
-    The fetcher has a deadline of its own and asks again by itself until that is over.
+    repository: Repository
+    store: Store
+
+
+def open_source(
+    source: Source, *, deadline_s: float, counters: Counters | None = None
+) -> OpenSource:
+    """The repository of a source, whose store is asked again until the deadline, and counted.
+
+    The store beside it repeats only briefly: the fetcher has other things to do meanwhile, and its
+    requests are not to wait behind those of the repository. Nothing is asked yet. Raises
+    InvalidInput, HostUnfit, StoreDenied.
     """
-    rows: Mapping[str, str] = dict(source.settings) | {"store_retry_s": _RETRY_S}
-    settings = load_settings(rows, environ={}, file=_NO_FILE)
-    return Repository(open_store(settings, counters=counters), _keyring(source))
+    settings = load_settings(dict(source.settings), environ={}, file=_NO_FILE)
+    settings = replace(settings, store_timeout_s=min(settings.store_timeout_s, deadline_s))
+    plain = open_plain(settings, settings.store_url())
+    patient = wrap(plain, replace(settings, store_retry_s=deadline_s), counters=counters)
+    hurried = replace(settings, store_retry_s=min(_RETRY_S, deadline_s))
+    brief = wrap(plain, hurried, counters=counters)
+    return OpenSource(Repository(patient, _keyring(source)), brief)
 
 
 def _keyring(source: Source) -> Keyring:
@@ -59,6 +76,3 @@ def _keyring(source: Source) -> Keyring:
         return plain_keyring()
     keyring = parse_keyring(source.keys, source="the node's keyring")
     return keyring.with_plain() if source.plain else keyring
-
-
-_NO_FILE: Final = Path("/dev/null")

@@ -42,22 +42,26 @@ def serve_trial(mount_point: Path, files: Mapping[str, Path]) -> Iterator[Trial]
 
     Blocking. No VM may map the files any more when the body ends. Raises HostUnfit.
     """
+    mount_point = mount_point.resolve()  # as the kernel lists mounts
     served = ServedFiles()
-    opened = {name: LocalFile(path, path.stat().st_size) for name, path in files.items()}
+    opened: dict[str, LocalFile] = {}
     try:
-        for name, file in opened.items():
-            served.serve((name,), file)
+        for name, path in files.items():
+            opened[name] = LocalFile(path, path.stat().st_size)
+            served.serve((name,), opened[name])
         mount_point.mkdir(mode=0o700)
         try:
             connection = Connection.mount(
                 mount_point, descriptors=_WORKERS, read_ahead_bytes=WINDOW_BYTES
             )
+            server = Server(connection, served, workers=_WORKERS)
+            server.start()
             try:
-                server = Server(connection, served, workers=_WORKERS)
-                server.start()
                 yield Trial({name: mount_point / name for name in files}, opened)
             finally:
-                connection.unmount()
+                unmount(mount_point)
+                server.wait()  # before its descriptors may become other files
+                connection.close()
         finally:
             mount_point.rmdir()
     finally:
@@ -67,7 +71,7 @@ def serve_trial(mount_point: Path, files: Mapping[str, Path]) -> Iterator[Trial]
 
 def sweep(mount_point: Path) -> None:
     """Remove what a killed trial left mounted."""
-    unmount(mount_point)
+    unmount(mount_point.resolve())
     with contextlib.suppress(OSError):
         mount_point.rmdir()
 

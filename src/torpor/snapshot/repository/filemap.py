@@ -103,6 +103,10 @@ class FileMap:
         index = window - run.first_window
         return run.entry(index) if index < len(run.lengths) else None
 
+    def packed_ids(self) -> bytes:
+        """The chunk ids of all entries, one after the other."""
+        return b"".join(run.ids for run in self._runs)
+
     @property
     def stored_bytes(self) -> int:
         """Sum of the sealed lengths, a chunk that several windows share counted for each."""

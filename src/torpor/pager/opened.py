@@ -1,0 +1,136 @@
+"""What is open in a pager: snapshots, and the images that several of them share."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torpor.host.threads import submit
+from torpor.pager.served import Content, StoredFile
+from torpor.snapshot.repository.records import Kind, damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torpor.host.fuse.files import Node
+    from torpor.pager.hydrating import Hydration
+    from torpor.pager.pushing import Pusher
+    from torpor.pager.registry import Registry
+    from torpor.pager.served import ServedFiles
+    from torpor.pager.source import OpenSource
+    from torpor.snapshot.repository.records import ImageLink
+    from torpor.snapshot.repository.repository import StoredSnapshot
+    from torpor.units import Digest
+
+    MakeFile = Callable[[OpenSource, int, concurrent.futures.Future[Content]], StoredFile]
+
+
+@dataclass
+class Served:
+    """A file that is served, for how many snapshots."""
+
+    file: StoredFile
+    node: Node
+    users: int = 1
+
+
+@dataclass
+class Opened:
+    """A snapshot that is open: its memory and, by the names that segments use, its images."""
+
+    stored: StoredSnapshot
+    source: OpenSource
+    memory: Served
+    images: dict[str, tuple[ImageLink, Served]]
+    pusher: Pusher | None = None
+    hydration: Hydration | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def files(self) -> dict[str, Served]:
+        """All of its files by name."""
+        return {"memory": self.memory, **{name: s for name, (_, s) in self.images.items()}}
+
+    @property
+    def failure(self) -> str:
+        """Why windows of it could not be had, empty if none was missing."""
+        failures = {name: served.file.failure for name, served in self.files.items()}
+        return "; ".join(f"{name}: {failure}" for name, failure in failures.items() if failure)
+
+    def counters(self) -> dict[str, Any]:
+        """What was counted for it."""
+        pusher, hydration = self.pusher, self.hydration
+        return {
+            "files": {name: asdict(served.file.counters) for name, served in self.files.items()},
+            "push": asdict(pusher.counters) if pusher else None,
+            "hydrated_bytes": hydration.fetched_bytes if hydration else 0,
+            "hydration": (
+                {"began_s": hydration.began_s, "ended_s": hydration.ended_s} if hydration else None
+            ),
+        }
+
+
+class ServedImages:
+    """The images that are served, each once however many snapshots have it. Any thread."""
+
+    def __init__(
+        self,
+        files: ServedFiles,
+        registry: Registry,
+        pool: concurrent.futures.ThreadPoolExecutor,
+        make_file: MakeFile,
+    ) -> None:
+        self._files = files
+        self._registry = registry
+        self._pool = pool
+        self._make_file = make_file
+        self._lock = threading.Lock()
+        self._served: dict[Digest, Served] = {}
+
+    def serve(self, source: OpenSource, image: ImageLink) -> Served:
+        """Serve an image for one snapshot more; its record arrives in the background."""
+        with self._lock:
+            known = self._served.get(image.digest)
+            if known is not None:
+                known.users += 1
+                return known
+            file = self._make_file(source, image.size_bytes, self.read(source, image))
+            node = self._files.serve(("images", image.digest), file)
+            served = self._served[image.digest] = Served(file, node)
+            return served
+
+    def withdraw(self, images: Iterable[tuple[ImageLink, Served]]) -> Iterator[Node]:
+        """Serve images for one snapshot less; the nodes of those that nobody has any more."""
+        for image, served in images:
+            with self._lock:
+                served.users -= 1
+                if served.users:
+                    continue
+                del self._served[image.digest]
+                self._registry.remove_image(image.digest)
+                self._files.withdraw(served.node.parts)
+            yield served.node
+
+    def read(self, source: OpenSource, image: ImageLink) -> concurrent.futures.Future[Content]:
+        """An image's map, from what an earlier pager kept or from the store, which is kept then."""
+
+        def read() -> Content:
+            kept = self._registry.image(image.digest)
+            data = kept or source.repository.read_linked(image.record, Kind.IMAGE)
+            stored = source.repository.decode_image(image.digest, image.record, data)
+            if stored.content.size_bytes != image.size_bytes:
+                raise damaged(image.record.key, "its image has another length than its link says")
+            if kept is None:
+                self._registry.add_image(image.digest, data)
+            return Content(stored.content, stored.domain)
+
+        return submit(self._pool, read)
+
+
+def arrived(content: Content) -> concurrent.futures.Future[Content]:
+    """A map that is here already."""
+    future: concurrent.futures.Future[Content] = concurrent.futures.Future()
+    future.set_result(content)
+    return future

@@ -1,0 +1,102 @@
+"""What a pager keeps on disk of what is open, so that its successor goes on without the store.
+
+    DIR/snapshots/<digest>/entry      source and links        manifest    the record's object
+    DIR/images/<digest>               an image's record, its object as it is in the store
+
+Entries hold the secrets of a source: all is of mode 0600 in directories of mode 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from torpor.errors import NoSpace
+from torpor.pager.source import Source
+from torpor.snapshot.repository.records import ImageLink, Link
+from torpor.units import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An open snapshot: where it came from, and the images that are served with it."""
+
+    source: Source
+    digest: Digest
+    link: Link
+    images: tuple[ImageLink, ...]
+
+
+class Registry:
+    """The open snapshots below a directory, which is made. Any thread, one process at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._snapshots = directory / "snapshots"
+        self._images = directory / "images"
+        for path in (self._snapshots, self._images):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def add(self, entry: Entry, manifest_object: bytes) -> None:
+        """Keep an entry; it appears whole. Raises NoSpace, leaving nothing."""
+        fresh = self._snapshots / f".{entry.digest}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            fresh.mkdir(mode=0o700)
+            _write(fresh / "entry", msgspec.msgpack.encode(entry))
+            _write(fresh / "manifest", manifest_object)
+            shutil.rmtree(self._snapshots / entry.digest, ignore_errors=True)
+            fresh.rename(self._snapshots / entry.digest)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise NoSpace(
+                f"snapshot {entry.digest[:12]} could not be opened", reason=str(error)
+            ) from None
+
+    def remove(self, digest: Digest) -> None:
+        """Forget an entry; one that is not there is fine."""
+        shutil.rmtree(self._snapshots / digest, ignore_errors=True)
+
+    def digests(self) -> Iterator[Digest]:
+        """The snapshots that have an entry. What a dead process was writing is removed."""
+        for directory in sorted(self._snapshots.iterdir()):
+            if directory.name.startswith("."):
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
+                yield Digest(directory.name)
+
+    def read(self, digest: Digest) -> tuple[Entry, bytes]:
+        """An entry and the manifest's object. Raises OSError, MsgspecError."""
+        directory = self._snapshots / digest
+        entry = msgspec.msgpack.decode((directory / "entry").read_bytes(), type=Entry)
+        return entry, (directory / "manifest").read_bytes()
+
+    def image(self, digest: Digest) -> bytes | None:
+        """An image's record as it was kept, None if it was not."""
+        with contextlib.suppress(OSError):
+            return (self._images / digest).read_bytes()
+        return None
+
+    def add_image(self, digest: Digest, data: bytes) -> None:
+        """Keep an image's record, if the disk lets us: it can be fetched again."""
+        with contextlib.suppress(OSError):
+            _write(self._images / digest, data)
+
+    def remove_image(self, digest: Digest) -> None:
+        """Forget an image's record."""
+        with contextlib.suppress(OSError):
+            (self._images / digest).unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f".{path.name}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as stream:
+        stream.write(data)
+    fresh.rename(path)
