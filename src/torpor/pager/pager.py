@@ -256,19 +256,18 @@ class Pager:
         return made
 
     def _push(self, made: Opened, opened: OpenedSnapshot) -> Pusher:
-        """Keep at hand what came with the wake object's beginning, push the rest."""
-        rest = []
-        for segment in opened.wake.working_set:
-            served = made.files.get(segment.file)
-            content = opening.preloaded(opened, segment) if segment.file != "memory" else None
-            if served is None:
-                continue
-            if content is None:
-                rest.append(segment)
-            else:
-                served.file.preloaded.update(content)
+        """Push the working set; of disks keep at hand what came with the wake object's beginning.
+
+        A VMM may read those before they are in the page cache.
+        """
+        segments = opened.wake.working_set
+        for segment in segments:
+            served = made.images.get(segment.file)
+            content = opening.preloaded(opened, segment) if served else None
+            if served is not None and content is not None:
+                served[1].file.preloaded.update(content)
         wake = WakeData(
-            made.source.repository.store, opened.stored.wake, opened.wake.domain, tuple(rest)
+            made.source.repository.store, opened.stored.wake, opened.wake.domain, segments
         )
         targets = {name: (served.file, served.node) for name, served in made.files.items()}
         pusher = Pusher(
