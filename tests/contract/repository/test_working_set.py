@@ -63,18 +63,20 @@ def test_what_was_touched_comes_back(exchange: Exchange, plain: bool) -> None:
         "image": exchange.a.images[exchange.image],
         "app": exchange.a.images[exchange.app],
     }
-    assert [record.file for record in header.working_set] == ["memory", "image", "app"]
-    for record, part in zip(header.working_set, TOUCHED[:3], strict=True):
+    disks_first = sorted(TOUCHED[:3], key=lambda part: part.file == "memory")
+    assert [record.file for record in header.working_set] == ["image", "app", "memory"]
+    for record, part in zip(header.working_set, disks_first, strict=True):
         whole = paths[part.file].read_bytes()
         sealed = exchange.store.get_range(
             header.link.key, header.link.header_bytes + record.offset, record.length
         )
-        assert tuple(segment_windows(record, data_bytes=header.link.size_bytes)) == part.windows
+        windows = segment_windows(record, data_bytes=header.link.size_bytes)
+        assert windows == sorted(part.windows)  # neighbours together: they are few
         content = open_segment(
             header.domain, header.link.key, record, sealed, size_bytes=len(whole)
         )
         assert content == b"".join(
-            whole[number * WINDOW_BYTES : (number + 1) * WINDOW_BYTES] for number in part.windows
+            whole[number * WINDOW_BYTES : (number + 1) * WINDOW_BYTES] for number in windows
         )
 
 
