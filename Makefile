@@ -33,8 +33,8 @@ lock: setup ## pin what pyproject.toml asks for
 	@.venv/bin/uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev --extra plot \
 		--python-version 3.11 pyproject.toml -o requirements.lock
 
-bench: setup ## both benchmarks
-	@.venv/bin/torpor bench restore && .venv/bin/torpor bench pause
+bench: setup-test ## all benchmarks
+	@for name in restore pause push pull; do .venv/bin/torpor bench $$name || exit; done
 
 clean: ## remove what was built in the tree
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from torpor.host.cancel import checkpoint
 from torpor.host.sparse import PAGE_BYTES, blake3_file, copy_sparse
@@ -155,12 +155,12 @@ def _pool(directory: Path) -> memoryview:
     return memoryview(bytes(pool))
 
 
-def _fill(stream: object, offset: int, length: int, content: Content, seed: int) -> None:
+def _fill(stream: BinaryIO, offset: int, length: int, content: Content, seed: int) -> None:
     for begin in range(0, length, _PIECE_BYTES):
         checkpoint()
-        stream.seek(offset + begin)  # type: ignore[attr-defined]
+        stream.seek(offset + begin)
         piece = content(seed * 65_537 + begin, min(_PIECE_BYTES, length - begin))
-        stream.write(piece)  # type: ignore[attr-defined]
+        stream.write(piece)
 
 
 def _written_runs(seed: int, memory_bytes: int, written_bytes: int) -> list[tuple[int, int]]:

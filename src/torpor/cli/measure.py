@@ -26,7 +26,7 @@ def bench(
     ] = Path("examples/hello"),
     minio: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="push, pull: the MinIO program, if not the set-up's."),
+        typer.Option(metavar="FILE", help="The MinIO program, if not the set-up's."),
     ] = None,
     no_vm: Annotated[
         bool,
@@ -46,7 +46,7 @@ def bench(
 ) -> None:
     """Measure: series of samples, interleaved, and ratios with median, p10 and p90.
 
-    push and pull start a MinIO and a link of 1 Gbit/s in namespaces of their own. As root.
+    restore, push and pull start a MinIO and a link in namespaces of their own. As root.
 
     Example: torpor bench restore --runs 9 --json
 
