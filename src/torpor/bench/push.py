@@ -41,6 +41,8 @@ def _measure(node: Node, subjects: Subjects | None, runs: int, minio: Path, size
     with arena(node.parts.settings.home, minio=minio, needed_bytes=sizes.needed_bytes()) as place:
         given = subjects or Subjects.made_up(place.workspace.directory / "functions", sizes)
         report = Report("push", {**place.parameters(sizes, runs), **given.parameters()})
+        if not given.generations:
+            report.parameters["left_out"] = "generation_bytes: it takes VMs"
         _peaks(place, report, sizes, say)
         say.say("making a snapshot to time")
         with place.synthetic(
