@@ -50,8 +50,11 @@ if TYPE_CHECKING:
     from torpor.snapshot.transfer import Progress
     from torpor.units import Digest
 
-_SEGMENT_LEVEL: Final = 15
-"""A working set is compressed once and fetched at every wake: it is worth more time."""
+_SEGMENT_LEVEL: Final = 9
+"""A working set is compressed once and fetched at every wake: it is worth more time.
+
+Of hello's 30 MB, level 3 makes 9.36 MB in 0.1 s of CPU, 9 makes 8.83 in 0.4 s, 15 8.77 in 1.9 s.
+"""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged
+from torpor.host.threads import map_ordered
 from torpor.snapshot.repository.chunks import decode, encode
 from torpor.snapshot.repository.records import SegmentRecord, hash_bytes
 from torpor.snapshot.windows import WINDOW_BYTES, count_windows, window_length
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SEGMENT_WINDOWS: Final = 64
 FILES: Final = ("memory", "image", "app")
 _GROUP_WINDOWS: Final = 2048
+_WORKERS: Final = 2
 _HEADER: Final = b"TORPOR-SEGMENT-1"
 
 
@@ -39,24 +41,28 @@ def seal_segments(
 ) -> Iterator[tuple[SegmentRecord, bytes]]:
     """The segments of a working set and their sealed bytes, for the wake object `key`.
 
-    `read` gives the content of a file's window. `origin` is the offset of the first segment.
+    `read` gives the content of a file's window, in any thread. `origin` is the offset of the first
+    segment.
     """
+
+    def work(part: tuple[str, Sequence[int]]) -> bytes:
+        file, windows = part
+        content = b"".join(read(file, window) for window in windows)
+        return domain.seal_record(_HEADER, key, encode(content, level=level))
+
+    parts = [(part.file, windows) for part in touched for windows in _cut(part.windows)]
     offset = origin
-    for part in touched:
-        ordered = _neighbours_together(part.windows)
-        for begin in range(0, len(ordered), SEGMENT_WINDOWS):
-            windows = ordered[begin : begin + SEGMENT_WINDOWS]
-            content = b"".join(read(part.file, window) for window in windows)
-            sealed = domain.seal_record(_HEADER, key, encode(content, level=level))
-            record = SegmentRecord(
-                file=part.file,
-                windows=_encode_windows(windows),
-                offset=offset,
-                length=len(sealed),
-                hash=hash_bytes(sealed),
-            )
-            offset += len(sealed)
-            yield record, sealed
+    every = map_ordered(work, parts, workers=_WORKERS, ahead=2 * _WORKERS)
+    for (file, windows), sealed in zip(parts, every, strict=True):
+        record = SegmentRecord(
+            file=file,
+            windows=_encode_windows(windows),
+            offset=offset,
+            length=len(sealed),
+            hash=hash_bytes(sealed),
+        )
+        offset += len(sealed)
+        yield record, sealed
 
 
 def segment_windows(record: SegmentRecord, *, data_bytes: int) -> list[int]:
@@ -100,6 +106,12 @@ def open_segment(
     if len(content) != expected:
         raise Damaged(f"a segment of {len(content)} bytes, not {expected}")
     return content
+
+
+def _cut(windows: Sequence[int]) -> Iterator[Sequence[int]]:
+    ordered = _neighbours_together(windows)
+    for begin in range(0, len(ordered), SEGMENT_WINDOWS):
+        yield ordered[begin : begin + SEGMENT_WINDOWS]
 
 
 def _neighbours_together(windows: Sequence[int]) -> list[int]:
