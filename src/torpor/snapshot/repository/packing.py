@@ -55,10 +55,14 @@ class PackWriter:
             self._send()
         return location
 
-    def finish(self) -> None:
-        """Send what is left and wait until everything has arrived."""
+    def flush(self) -> None:
+        """Begin to send what is left."""
         if self._ids:
             self._send()
+
+    def finish(self) -> None:
+        """Send what is left and wait until everything has arrived."""
+        self.flush()
         while self._uploads:
             self._uploads.popleft().result()
 

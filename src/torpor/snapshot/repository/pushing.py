@@ -164,8 +164,10 @@ class _Pusher:
         disk = self._file(
             f"{local.manifest.kind} disk", local.disk, local.manifest.disk.extents, copies=disk_copy
         )
+        self.writer.flush()  # arrives while the wake object is made
+        made = self._make_wake(local, disk_copy)
         self.writer.finish()
-        wake = self._put_wake(local, disk_copy)
+        wake = self._put_wake(*made)
         record = SnapshotRecord(
             manifest=encode_manifest(local.manifest),
             memory=encode_map(local.manifest.memory.size_bytes, memory),
@@ -244,7 +246,9 @@ class _Pusher:
 
     # objects
 
-    def _put_wake(self, local: LocalSnapshot, disk: list[tuple[Entry, bytes]]) -> WakeLink:
+    def _make_wake(
+        self, local: LocalSnapshot, disk: list[tuple[Entry, bytes]]
+    ) -> tuple[WakeLink, bytes]:
         prefix = snapshot_prefix(self._domain, local.digest)
         wake = WakeObject(self._domain, f"{prefix}{new_id().hex()}/wake")
         vmstate_bytes = local.manifest.vmstate.size_bytes
@@ -255,7 +259,9 @@ class _Pusher:
         if function is not None:
             images["app"] = self._images[function.app]
         wake.add_working_set(local, images, level=max(_SEGMENT_LEVEL, self.options.level))
-        link, data = wake.finish()
+        return wake.finish()
+
+    def _put_wake(self, link: WakeLink, data: bytes) -> WakeLink:
         self._repository.store.put(link.key, data)
         self._report.moved(link.key, len(data))
         return link
