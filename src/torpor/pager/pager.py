@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from torpor.errors import NotFound, TorporError
+from torpor.errors import Damaged, NotFound, TorporError
 from torpor.pager import opening
 from torpor.pager.cache import open_or_none
 from torpor.pager.fetcher import Fetcher
@@ -258,14 +258,16 @@ class Pager:
     def _push(self, made: Opened, opened: OpenedSnapshot) -> Pusher:
         """Push the working set; of disks keep at hand what came with the wake object's beginning.
 
-        A VMM may read those before they are in the page cache.
+        A VMM may read those before they are in the page cache. What is damaged the push finds too.
         """
         segments = opened.wake.working_set
         for segment in segments:
             served = made.images.get(segment.file)
-            content = opening.preloaded(opened, segment) if served else None
-            if served is not None and content is not None:
-                served[1].file.preloaded.update(content)
+            with contextlib.suppress(Damaged):
+                content = opening.preloaded(opened, segment) if served else None
+                if served is not None and content is not None:
+                    file = served[1].file
+                    file.preloaded = {**file.preloaded, **content}
         wake = WakeData(
             made.source.repository.store, opened.stored.wake, opened.wake.domain, segments
         )

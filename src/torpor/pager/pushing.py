@@ -136,6 +136,8 @@ class Pusher:
             self.counters.failure = str(error)
             log.info("push ended key=%s error=%s", self._wake.link.key, error)
         self._kept.used(self._name)
+        for file, _ in self._targets.values():
+            file.preloaded = {}
         self.counters.ended_s = time.monotonic()
 
     def _push(self, batch: Sequence[SegmentRecord]) -> None:

@@ -77,7 +77,10 @@ class StoredFile:
     counters: Counters = field(default_factory=Counters)
     failure: str = ""
     preloaded: dict[int, bytes] = field(default_factory=dict)
-    """Windows that came with the wake object's beginning: they need neither map nor cache."""
+    """Windows that came with the wake object's beginning: they need neither map nor cache.
+
+    They are held until they are in the page cache; who changes them puts another dictionary here.
+    """
     _refuses: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -94,13 +97,15 @@ class StoredFile:
         """The bytes from `offset`, in pieces. Raises OSError when a window cannot be had."""
         began = time.perf_counter()
         first, last = offset // WINDOW_BYTES, (offset + length - 1) // WINDOW_BYTES
-        if self.preloaded and all(w in self.preloaded for w in range(first, last + 1)):
+        at_hand = self.preloaded
+        if all(window in at_hand for window in range(first, last + 1)):
             with self._lock:
                 self.counters.reads += 1
                 self.counters.pushed += last + 1 - first
-            at_hand = {w: self.preloaded[w] for w in range(first, last + 1)}
-            end = offset + length
-            return [_cut(c, w, offset, end, self.size_bytes) for w, c in at_hand.items()]
+            return [
+                _cut(at_hand[w], w, offset, offset + length, self.size_bytes)
+                for w in range(first, last + 1)
+            ]
         try:
             known = self.map
         except TorporError as error:
