@@ -37,6 +37,8 @@ _TRIES: Final = 40
 _LOOK_AGAIN_S: Final = 0.05
 _LAST_LINES: Final = 15
 _PASSED: Final = ("TORPOR_PAGER_BARRIER", "AWS_")
+_ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+"""For mallopt(3): what threads free goes back, instead of staying with each of them."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class PagerClient:
                 [sys.executable, "-m", "torpor.pager.keeper", msgspec.json.encode(job).decode()],
                 log=log,
                 cwd=self._places.directory,
-                env={k: v for k, v in os.environ.items() if k.startswith(_PASSED)},
+                env=_ALLOCATOR | {k: v for k, v in os.environ.items() if k.startswith(_PASSED)},
                 pass_fds=[tell],
             )
         finally:

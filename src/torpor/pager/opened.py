@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torpor.pager.served import ServedFiles
     from torpor.pager.source import OpenSource
     from torpor.snapshot.repository.records import ImageLink
-    from torpor.snapshot.repository.repository import StoredSnapshot
     from torpor.units import Digest
 
     MakeFile = Callable[[OpenSource, int, concurrent.futures.Future[Content]], StoredFile]
@@ -38,9 +37,11 @@ class Served:
 
 @dataclass
 class Opened:
-    """A snapshot that is open: its memory and, by the names that segments use, its images."""
+    """A snapshot that is open: its memory and, by the names that segments use, its images.
 
-    stored: StoredSnapshot
+    Of its record only the maps stay: manifests of 64 snapshots are more than all their maps.
+    """
+
     source: OpenSource
     memory: Served
     images: dict[str, tuple[ImageLink, Served]]

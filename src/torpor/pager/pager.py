@@ -292,7 +292,7 @@ class Pager:
             )
             for image in images
         }
-        made = Opened(stored, source, Served(file, node), served)
+        made = Opened(source, Served(file, node), served)
         if self._cache is not None:
             self._cache.protect(stored.memory.packed_ids())
         with self._lock:
@@ -321,7 +321,7 @@ class Pager:
         self._files.withdraw(opened.memory.node.parts)
         nodes = [opened.memory.node, *self._images.withdraw(opened.images.values())]
         if self._cache is not None:
-            self._cache.unprotect(opened.stored.memory.packed_ids())
+            self._cache.unprotect(opened.memory.file.map.packed_ids())
         release = threading.Thread(
             target=self._release, args=(works, nodes), name="release", daemon=True
         )

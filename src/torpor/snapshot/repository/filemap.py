@@ -9,7 +9,7 @@ import array
 import bisect
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -64,65 +64,65 @@ class EncodedMap(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     runs: tuple[EncodedRun, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    first_window: int
-    pack: bytes
-    offsets: array.array[int]
-    lengths: array.array[int]
-    ids: bytes
+@dataclass
+class _Columns:
+    """The entries of a map, a column each field: 46 bytes a window, however short the runs are."""
 
-    def entry(self, index: int) -> Entry:
-        where = Location(self.pack, self.offsets[index], self.lengths[index])
-        start = index * ID_BYTES
-        return Entry(self.first_window + index, self.ids[start : start + ID_BYTES], where)
+    windows: array.array[int] = field(default_factory=lambda: array.array("I"))
+    packs: array.array[int] = field(default_factory=lambda: array.array("I"))
+    offsets: array.array[int] = field(default_factory=lambda: array.array("I"))
+    lengths: array.array[int] = field(default_factory=lambda: array.array("H"))
+    ids: bytearray = field(default_factory=bytearray)
 
 
 class FileMap:
     """A checked file map. Immutable; any thread may read it."""
 
-    def __init__(self, size_bytes: int, runs: Iterable[_Run]) -> None:
+    def __init__(
+        self, size_bytes: int, packs: tuple[bytes, ...], columns: _Columns, ends: dict[bytes, int]
+    ) -> None:
         self.size_bytes = size_bytes
-        self._runs = tuple(runs)
-        self._firsts = [run.first_window for run in self._runs]
-        self.windows = sum(len(run.lengths) for run in self._runs)
+        self.windows = len(columns.windows)
         """Windows that are not zero."""
+        self._packs = packs
+        self._columns = columns
+        self._ends = ends
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, by window."""
-        for run in self._runs:
-            for index in range(len(run.lengths)):
-                yield run.entry(index)
+        return map(self._entry, range(self.windows))
 
     def get(self, window: int) -> Entry | None:
         """The entry of a window, None for one of zeros."""
-        place = bisect.bisect_right(self._firsts, window) - 1
-        if place < 0:
+        windows = self._columns.windows
+        place = bisect.bisect_left(windows, window)
+        if place == len(windows) or windows[place] != window:
             return None
-        run = self._runs[place]
-        index = window - run.first_window
-        return run.entry(index) if index < len(run.lengths) else None
+        return self._entry(place)
 
     def packed_ids(self) -> bytes:
         """The chunk ids of all entries, one after the other."""
-        return b"".join(run.ids for run in self._runs)
+        return bytes(self._columns.ids)
 
     @property
     def stored_bytes(self) -> int:
         """Sum of the sealed lengths, a chunk that several windows share counted for each."""
-        return sum(sum(run.lengths) for run in self._runs)
+        return sum(self._columns.lengths)
 
     def packs(self) -> set[bytes]:
         """The ids of all packs that hold something of the file."""
-        return {run.pack for run in self._runs}
+        return set(self._ends)
 
     def pack_ends(self) -> dict[bytes, int]:
         """How long each of those packs must be at least for the file's chunks to be in it."""
-        ends: dict[bytes, int] = {}
-        for run in self._runs:
-            end = run.offsets[-1] + run.lengths[-1]
-            ends[run.pack] = max(end, ends.get(run.pack, 0))
-        return ends
+        return dict(self._ends)
+
+    def _entry(self, place: int) -> Entry:
+        columns = self._columns
+        pack = self._packs[columns.packs[place]]
+        chunk_id = bytes(columns.ids[place * ID_BYTES : (place + 1) * ID_BYTES])
+        where = Location(pack, columns.offsets[place], columns.lengths[place])
+        return Entry(columns.windows[place], chunk_id, where)
 
 
 def encode_map(size_bytes: int, entries: Iterable[Entry]) -> EncodedMap:
@@ -164,26 +164,33 @@ def decode_map(
         len(pack) != PACK_ID_BYTES for pack in encoded.packs
     ):
         raise _bad("a pack id of another length, or one twice")
-    runs = []
+    columns = _Columns()
+    ends: dict[bytes, int] = {}
     next_window, windows = 0, count_windows(encoded.size_bytes)
     for run in encoded.runs:
-        decoded = _decode_run(run, encoded.packs, largest_pack_bytes, origin)
+        lengths = _check_run(run, len(encoded.packs), largest_pack_bytes)
         if run.first_window < next_window:
             raise _bad("windows that do not ascend")
-        next_window = run.first_window + len(decoded.lengths)
+        next_window = run.first_window + len(lengths)
         if next_window > windows:
             raise _bad("a window behind the file's end")
-        runs.append(decoded)
-    return FileMap(encoded.size_bytes, runs)
+        begin = origin + run.offset
+        columns.windows.extend(range(run.first_window, next_window))
+        columns.packs.extend(itertools.repeat(run.pack, len(lengths)))
+        columns.offsets.extend(itertools.accumulate(lengths[:-1], initial=begin))
+        columns.lengths.extend(lengths)
+        columns.ids += run.ids
+        pack = encoded.packs[run.pack]
+        ends[pack] = max(ends.get(pack, 0), begin + sum(lengths))
+    return FileMap(encoded.size_bytes, encoded.packs, columns, ends)
 
 
-def _decode_run(
-    run: EncodedRun, packs: tuple[bytes, ...], largest_pack_bytes: int, origin: int
-) -> _Run:
+def _check_run(run: EncodedRun, packs: int, largest_pack_bytes: int) -> array.array[int]:
+    """The lengths of a run's chunks, after all of its numbers but the window's were checked."""
     count, odd = divmod(len(run.lengths), 2)
     if odd or count == 0 or len(run.ids) != count * ID_BYTES:
         raise _bad("a run whose ids and lengths do not fit")
-    if not 0 <= run.pack < len(packs):
+    if not 0 <= run.pack < packs:
         raise _bad("a run in a pack that is not listed")
     lengths = array.array("H", run.lengths)
     if sys.byteorder == "big":
@@ -192,8 +199,7 @@ def _decode_run(
         raise _bad("a chunk length that cannot be")
     if run.offset < 0 or run.offset + sum(lengths) > largest_pack_bytes:
         raise _bad("a chunk behind its pack's end")
-    offsets = array.array("I", itertools.accumulate(lengths[:-1], initial=origin + run.offset))
-    return _Run(run.first_window, packs[run.pack], offsets, lengths, run.ids)
+    return lengths
 
 
 def _follows(left: Entry, right: Entry) -> bool:
