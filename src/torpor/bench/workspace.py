@@ -12,10 +12,12 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torpor.config import Settings
 from torpor.errors import NoSpace
 from torpor.host.netns import remove_namespace
 from torpor.host.process import ProcessId
 from torpor.net.addresses import BENCH_NAMESPACE_PREFIX, NETNS_DIR
+from torpor.pager.client import PagerClient
 from torpor.units import format_size
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class Workspace:
 def workspace(home: Path) -> Iterator[Workspace]:
     """A fresh workspace below a home, its directory gone after the body.
 
-    What benchmarks left that were killed is removed first. Namespaces are their makers' to remove.
+    What benchmarks left that were killed is removed first, pagers of nodes in it too. Namespaces
+    are their makers' to remove.
     """
     root = home / "bench"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,6 +65,8 @@ def workspace(home: Path) -> Iterator[Workspace]:
 def _sweep(root: Path) -> None:
     for path in root.iterdir():
         if _is_dead(path.name):
+            for pager in path.glob("*/pager"):
+                PagerClient(Settings(home=pager.parent)).stop()
             shutil.rmtree(path, ignore_errors=True)
     if NETNS_DIR.is_dir():
         for path in NETNS_DIR.glob(f"{BENCH_NAMESPACE_PREFIX}*"):

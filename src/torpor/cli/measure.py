@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def bench(
-    scenario: Annotated[str, typer.Argument(metavar="NAME", help="restore, pause, push or pull.")],
+    scenario: Annotated[
+        str, typer.Argument(metavar="NAME", help="restore, pause, push, pull or paging.")
+    ],
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Rounds.")] = 7,
     function: Annotated[
         Path, typer.Option(metavar="DIR", help="The function to measure with.")
@@ -56,6 +58,7 @@ def bench(
     async def main() -> None:
         from torpor.bench.arena import Sizes
         from torpor.bench.minio import find_minio
+        from torpor.bench.paging import bench_paging
         from torpor.bench.pause import bench_pause
         from torpor.bench.pull import bench_pull
         from torpor.bench.push import bench_push
@@ -73,6 +76,8 @@ def bench(
                     )
                 case "pause":
                     report = await bench_pause(node, function=function, runs=runs)
+                case "paging":
+                    report = await bench_paging(node, runs=runs, minio=find_minio(minio))
                 case "push" | "pull":
                     measure = bench_push if scenario == "push" else bench_pull
                     report = await measure(
@@ -86,7 +91,7 @@ def bench(
                 case other:
                     raise InvalidInput(
                         f"there is no benchmark {other!r}",
-                        hint="there are: restore, pause, push, pull",
+                        hint="there are: restore, pause, push, pull, paging",
                     )
         _print_report(report)
 
