@@ -42,6 +42,7 @@ _RESTARTS_WITHIN_S: Final = 10.0
 _FOREVER_S: Final = 3600.0
 _LOOK_AGAIN_S: Final = 0.05
 _ADOPT_S: Final = 20.0
+_DIE_S: Final = 10.0
 _ENDING: Final = {signal.SIGTERM, signal.SIGINT}
 _ENDED: Final = "ended"
 _DESCRIPTORS: Final = 4
@@ -103,6 +104,7 @@ class Keeper:
         self._job = job
         self._places = Places(Path(job.home))
         self._deaths: list[float] = []
+        self._dying: list[ProcessId] = []
         self._asked_to_end = False
         self._trace = barrier()
 
@@ -121,28 +123,31 @@ class Keeper:
                 pager = self._fork(connection, listener, take_over=False)
             os.write(self._job.ready, b"ready\n")
             os.close(self._job.ready)
-            self._watch(connection, listener, pager)
+            self._dying.append(self._watch(connection, listener, pager))
         finally:
-            connection.unmount()
+            connection.unmount()  # frees the threads of those that are dying
             listener.close()
+            for dead in self._dying:
+                dead.wait(timeout_s=_DIE_S)
         shutil.rmtree(self._places.directory, ignore_errors=True)
 
-    def _watch(self, connection: Connection, listener: socket.socket, pager: ProcessId) -> None:
-        """Replace each pager that dies; return when one ended in order, or none can live.
+    def _watch(
+        self, connection: Connection, listener: socket.socket, pager: ProcessId
+    ) -> ProcessId:
+        """Replace each pager that dies; the last one, when it ended in order or none can live.
 
         What a dead one had taken last is sent again once it has ended with all its threads, which
         may take until its successor has answered: both are waited for.
         """
-        dying: list[ProcessId] = []
         while True:
-            if wait_dying(pager, timeout_s=_LOOK_AGAIN_S if dying else _FOREVER_S):
+            if wait_dying(pager, timeout_s=_LOOK_AGAIN_S if self._dying else _FOREVER_S):
                 if self._ended_in_order() or not self._can_replace(connection):
-                    return
+                    return pager
                 log.warning("the pager died pid=%d, starting another", pager.pid)
-                dying.append(pager)
+                self._dying.append(pager)
                 pager = self._fork(connection, listener, take_over=True)
-            for dead in [dead for dead in dying if dead.wait(timeout_s=0)]:
-                dying.remove(dead)
+            for dead in [dead for dead in self._dying if dead.wait(timeout_s=0)]:
+                self._dying.remove(dead)
                 with contextlib.suppress(OSError):  # unmounted meanwhile
                     connection.resend()
 
