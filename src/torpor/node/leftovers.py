@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torpor.host.fuse.connection import find_device
 from torpor.host.process import find_processes_in
 from torpor.net.addresses import is_own_link, is_own_namespace
 
@@ -19,7 +20,9 @@ _LINKS = Path("/sys/class/net")
 
 
 def find_leftovers(settings: Settings) -> list[str]:
-    """One line each: instance processes and directories of this home, host-wide network parts.
+    """One line each: processes, directories and mounts of this home, host-wide network parts.
+
+    A pager that stays by its settings is none.
 
     Blocking. Network namespaces and links belong to all homes of the host together, so on a host
     where another home is at work they are listed too.
@@ -28,6 +31,9 @@ def find_leftovers(settings: Settings) -> list[str]:
     found = [f"process {process.pid}" for process in find_processes_in(instances)]
     if instances.is_dir():
         found += [f"directory {path}" for path in sorted(instances.iterdir())]
+    if not settings.pager_stays:
+        found += _find_pager(settings.home)
+    found += [f"trial {path}" for path in sorted((settings.home / "trials").glob("*"))]
     if _NAMESPACES.is_dir():
         found += [
             f"namespace {path.name}"
@@ -37,3 +43,11 @@ def find_leftovers(settings: Settings) -> list[str]:
     found += [f"link {path.name}" for path in sorted(_LINKS.iterdir()) if is_own_link(path.name)]
     staged = (settings.home / "snapshots").glob(".staging-*")
     return found + [f"staged snapshot {path.name}" for path in sorted(staged)]
+
+
+def _find_pager(home: Path) -> list[str]:
+    directory = home.absolute() / "pager"
+    found = [f"pager process {process.pid}" for process in find_processes_in(directory)]
+    found += [f"pager directory {directory}"] if directory.exists() else []
+    mount = directory / "mount"
+    return found + ([f"pager mount {mount}"] if find_device(mount) is not None else [])

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from torpor.errors import (
     Conflict,
     Damaged,
+    DeadlineExceeded,
     FunctionFailed,
     Incompatible,
     InvalidInput,
     NotFound,
+    VmmFailed,
 )
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive
@@ -30,7 +32,7 @@ from torpor.node.reconcile import reconcile
 from torpor.node.timeline import Timeline
 from torpor.node.trace import Trace, Tracer
 from torpor.node.trials import Trials
-from torpor.units import parse_name
+from torpor.units import Digest, parse_name
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function
     from torpor.snapshot.transfer import TransferReport
-    from torpor.units import Digest
     from torpor.vmm.interface import Driver
 
 
@@ -427,11 +428,29 @@ class Node:
         timeout_s = self.parts.settings.request_timeout_s
         try:
             return await in_thread(send_request, address, port, request, timeout_s=timeout_s)
-        except FunctionFailed as error:
+        except (FunctionFailed, DeadlineExceeded) as error:
+            ended = await in_thread(self._end_by_window, instance_id)
+            if ended is not None:
+                raise ended from None
+            if isinstance(error, DeadlineExceeded):
+                raise
             tail = read_tail(self.parts.instances_dir / instance_id / "console.log", 12)
             raise FunctionFailed(
                 error.message, reason=f"{error.reason}\n{tail}".strip(), hint=error.hint
             ) from None
+
+    def _end_by_window(self, instance_id: str) -> VmmFailed | None:
+        """Why an instance's VM is dead, if it is because a window could not be had."""
+        try:
+            row = self.parts.journal.instance(instance_id)
+            if not row.snapshot or row.vmm is None or row.vmm.is_alive():
+                return None
+            snapshot = self.parts.snapshots.get(Digest(row.snapshot))
+        except NotFound:  # another command has removed it meanwhile
+            return None
+        plain = VmmFailed(f"the VM of {row.id} ended during a request")
+        explained = self.paging.explain(plain, snapshot)
+        return None if explained is plain else explained
 
     @contextlib.contextmanager
     def _function_lock(self, name: str) -> Iterator[None]:
