@@ -21,6 +21,7 @@ import functools
 import os
 import shutil
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import blake3
@@ -246,20 +247,33 @@ def _receive(
     if digest is not None and stored != total:
         raise _damaged(key, f"it has {stored} bytes, the manifest says {total}")
     hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
-    position = 0
     with path.open("wb", buffering=0) as target:
         target.truncate(size)
-        for offset, length in extents:
-            for begin in range(offset, offset + length, _STEP_BYTES):
-                checkpoint()
-                part = store.get_range(key, position, min(_STEP_BYTES, offset + length - begin))
-                hasher.update(part)
-                os.pwrite(target.fileno(), part, begin)
-                position += len(part)
-                progress.step(key, position, total)
+        places = _places(extents)
+        for position in range(0, total, _STEP_BYTES):
+            checkpoint()
+            part = store.get_range(key, position, min(_STEP_BYTES, total - position))
+            hasher.update(part)
+            _scatter(target.fileno(), memoryview(part), places)
+            progress.step(key, position + len(part), total)
     if digest is not None and hasher.hexdigest() != digest:
         raise _damaged(key, "its digest is another")
-    report.objects[key] = position
+    report.objects[key] = total
+
+
+def _places(extents: _Extents) -> deque[tuple[int, int]]:
+    return deque((offset, length) for offset, length in extents if length)
+
+
+def _scatter(descriptor: int, part: memoryview, places: deque[tuple[int, int]]) -> None:
+    """Write a piece of the object where it belongs in the file; what is filled leaves `places`."""
+    while part:
+        offset, length = places.popleft()
+        written = min(length, len(part))
+        os.pwrite(descriptor, part[:written], offset)
+        part = part[written:]
+        if written < length:
+            places.appendleft((offset + written, length - written))
 
 
 def _stored_size(store: Store, key: str) -> int:
