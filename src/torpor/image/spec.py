@@ -5,17 +5,27 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 from torpor.errors import InvalidInput
 from torpor.image.app import find_unfit
 from torpor.image.toml_table import TomlTable
-from torpor.units import GiB, MiB, format_size, parse_name, parse_size
+from torpor.snapshot.manifest import SCALE_LIMITS, Scale, SnapshotPolicy
+from torpor.units import (
+    GiB,
+    MiB,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_name,
+    parse_size,
+)
 
 FILE_NAME: Final = "function.toml"
 _AGENT_PORT: Final = 1024
 _PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](:[a-z0-9-]+)?")
 _MOUNTED: Final = ("dev", "proc", "run", "sys", "tmp")
+_POLICIES: Final = get_args(SnapshotPolicy)
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -60,6 +70,7 @@ class FunctionSpec:
     environment: tuple[tuple[str, str], ...] = ()
     base_warmup: tuple[str, ...] = ()
     warmup: tuple[WarmupRequest, ...] = (WarmupRequest(),)
+    scale: Scale | None = None
 
 
 def load_spec(directory: Path, *, name: str | None = None) -> FunctionSpec:
@@ -85,7 +96,7 @@ class _Table(TomlTable):
     def function(self, directory: Path, name: str | None) -> FunctionSpec:
         self.only(
             *("name", "command", "port", "memory", "vcpus", "cwd"),
-            *("files", "environment", "image", "warmup"),
+            *("files", "environment", "image", "warmup", "scale"),
         )
         given = self.text("name", "")
         if not name and not given:
@@ -104,6 +115,7 @@ class _Table(TomlTable):
             environment=self.pairs("environment"),
             base_warmup=base_warmup,
             warmup=self._warmups(directory),
+            scale=self._scale(self.table("scale")),
         )
 
     def _command(self) -> tuple[str, ...]:
@@ -206,6 +218,46 @@ class _Table(TomlTable):
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or set(text) & set("\r\n"):
                 raise self.error("headers", f"{name!r} cannot be a header", sub=name)
         return pairs
+
+    def _scale(self, table: _Table | None) -> Scale | None:
+        if table is None:
+            return None
+        table.only("concurrency", "min", "max", "idle", "deadline", "queue", "snapshot")
+        usual = Scale()
+        count = {
+            key: table.number(key, getattr(usual, key), *SCALE_LIMITS[key])
+            for key in ("concurrency", "min", "max", "queue")
+        }
+        if count["min"] > count["max"]:
+            given = "min" if "min" in table.values else "max"
+            raise table.error(
+                given, f"min is {count['min']}, more than max, which is {count['max']}"
+            )
+        snapshot = table.text("snapshot", usual.snapshot)
+        if snapshot not in _POLICIES:
+            raise table.error("snapshot", f"snapshot must be one of {', '.join(_POLICIES)}")
+        return Scale(
+            **count,
+            idle_ms=table._duration_ms("idle", usual.idle_ms),
+            deadline_ms=table._duration_ms("deadline", usual.deadline_ms),
+            snapshot=cast("SnapshotPolicy", snapshot),
+        )
+
+    def _duration_ms(self, key: str, default_ms: int) -> int:
+        if key not in self.values:
+            return default_ms
+        value = self.values[key]
+        if not isinstance(value, str) or value.strip()[-1:].isdecimal():
+            raise self.error(key, f"{key} needs a unit", hint='write it like "30s" or "5m"')
+        least, most = SCALE_LIMITS[f"{key}_ms"]
+        milliseconds = round(self.parsed(key, value, parse_duration) * 1000)
+        if not least <= milliseconds <= most:
+            raise self.error(
+                key,
+                f"{key} must be from {format_duration(least / 1000)}"
+                f" to {most // 3_600_000} h, not {value}",
+            )
+        return milliseconds
 
     def _port(self) -> int:
         port = self.number("port", 8080, 1, 65535)

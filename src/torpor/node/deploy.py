@@ -65,7 +65,7 @@ class Deployer:
             )
         with timeline.step("base"):
             base, reused = await self._base(spec, image, machine)
-        function = Function(spec.name, revision, spec.port, app.digest)
+        function = Function(spec.name, revision, spec.port, app.digest, spec.scale)
         say(f"starting {spec.name} over the base")
         with timeline.step("function"):
             captured = await self._function(spec, base, function, timeline)
@@ -94,7 +94,7 @@ class Deployer:
         except BaseException:
             await self._instances.destroy(instance.id, vmm=instance.vmm)
             raise
-        instance.function = Function(spec.name, 1, spec.port, app.digest)
+        instance.function = Function(spec.name, 1, spec.port, app.digest, spec.scale)
         return instance
 
     def _machine(self, spec: FunctionSpec) -> Machine:

@@ -25,6 +25,17 @@ _MOST_CPUS: Final = 4096
 T = TypeVar("T")
 
 Kind = Literal["base", "function", "instance"]
+SnapshotPolicy = Literal["never", "on-deploy", "on-idle"]
+
+SCALE_LIMITS: Final = {
+    "concurrency": (1, 10_000),
+    "min": (0, 1_000),
+    "max": (1, 1_000),
+    "idle_ms": (100, 7 * 86_400_000),
+    "deadline_ms": (100, 86_400_000),
+    "queue": (0, 100_000),
+}
+"""The least and the most of each number of a Scale."""
 
 
 class SparseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,13 +99,38 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     app_bytes: int
 
 
-class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a node must know of a function to invoke an instance of it."""
+class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a gateway scales a function on a node.
+
+    An instance takes up to `concurrency` requests at a time. Between `min` and `max` instances run;
+    those beyond `min` are stopped after `idle_ms` without a request. A request's answer must begin
+    within `deadline_ms`. Up to `queue` requests wait for an instance. `snapshot` says when the
+    function's snapshot is replaced by one of an instance that falls asleep: never, once after each
+    deploy, or each time.
+    """
+
+    concurrency: int = 16
+    min: int = 0
+    max: int = 8
+    idle_ms: int = 60_000
+    deadline_ms: int = 60_000
+    queue: int = 256
+    snapshot: SnapshotPolicy = "never"
+
+
+class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a node must know of a function to invoke an instance of it.
+
+    `scale` is None where function.toml has no [scale]. `refreshed` counts how often the snapshot
+    was replaced by one of a running instance since the deploy. Neither is written unless it is set.
+    """
 
     name: str
     revision: int
     port: int
     app: Digest
+    scale: Scale | None = None
+    refreshed: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -203,6 +239,11 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:
     if function is not None:
         yield "a revision", function.revision, 0, _LARGEST
         yield "a port", function.port, 1, (1 << 16) - 1
+        yield "a count of refreshes", function.refreshed, 0, _LARGEST
+        if function.scale is not None:
+            for name, (least, most) in SCALE_LIMITS.items():
+                yield f"a scale's {name}", getattr(function.scale, name), least, most
+            yield "a scale's max", function.scale.max, function.scale.min, _LARGEST
 
 
 def _digests(manifest: Manifest) -> Iterator[Digest]:

@@ -9,6 +9,7 @@ import pytest
 
 from torpor.errors import InvalidInput
 from torpor.image.spec import load_spec
+from torpor.snapshot.manifest import Scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +97,18 @@ def test_name_from_the_command_line(directory: Path) -> None:
         ('method = "POST"', 'method = "FETCH"', 16, "method must be one of"),
         ('path = "/one"', 'path = "one"', 17, "absolute path"),
         ('body = "x"', 'body_file = "nothing"', 18, "there is no file"),
+        ("[image]", "[scale]\nmin = 3\nmax = 2\n[image]", 12, "min is 3, more than max"),
+        ("[image]", "[scale]\nmin = 9\n[image]", 12, "min is 9, more than max, which is 8"),
+        ("[image]", "[scale]\nconcurrency = 0\n[image]", 12, "from 1 to 10000"),
+        ("[image]", "[scale]\nqueue = -1\n[image]", 12, "from 0 to 100000"),
+        ("[image]", "[scale]\nidle = 30\n[image]", 12, "idle needs a unit"),
+        ("[image]", '[scale]\nidle = "30"\n[image]', 12, "idle needs a unit"),
+        ("[image]", '[scale]\nidle = "soon"\n[image]', 12, "not a duration"),
+        ("[image]", '[scale]\ndeadline = "1ms"\n[image]', 12, "deadline must be from 100 ms"),
+        ("[image]", '[scale]\ndeadline = "2d"\n[image]', 12, "to 24 h, not 2d"),
+        ("[image]", '[scale]\nsnapshot = "hourly"\n[image]', 12, "never, on-deploy, on-idle"),
+        ("[image]", "[scale]\nmaximum = 2\n[image]", 12, "unknown key 'maximum'"),
+        ("vcpus = 2", "vcpus = 2\nscale = 3", 6, "scale must be a table"),
         ('command = ["python3", "/app/echo.py"]\n', "", 1, "command is missing"),
         ('command = ["python3", "/app/echo.py"]', 'command = "python3"', 2, "list of strings"),
     ],
@@ -108,6 +121,22 @@ def test_errors_name_the_line(directory: Path, old: str, new: str, line: int, wo
         load_spec(directory)
     assert f"function.toml:{line}: " in caught.value.message
     assert words in caught.value.message
+
+
+def test_scale(directory: Path) -> None:
+    """What [scale] says arrives, what it does not say is the usual; without it there is none."""
+    assert load_spec(directory).scale is None
+    table = """
+    [scale]
+    concurrency = 1
+    max = 2
+    idle = "1.5m"
+    snapshot = "on-idle"
+    """
+    (directory / "function.toml").write_text(GOOD + table)
+    assert load_spec(directory).scale == Scale(
+        concurrency=1, max=2, idle_ms=90_000, snapshot="on-idle"
+    )
 
 
 def test_near_miss_is_suggested(directory: Path) -> None:
