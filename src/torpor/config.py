@@ -33,6 +33,13 @@ def _parse_int(text: str) -> int:
         raise InvalidInput(f"not a whole number: {text!r}") from None
 
 
+def _parse_count(text: str) -> int:
+    count = _parse_int(text)
+    if count < 1:
+        raise InvalidInput(f"not a count: {text!r}", hint="use 1 or more")
+    return count
+
+
 def _parse_yes_no(text: str) -> bool:
     match text.lower():
         case "yes" | "true" | "1" | "on":
@@ -130,6 +137,19 @@ class Settings:
         20.0, parse_duration, "a request to the store that failed in passing is repeated this long"
     )
     store_concurrency: int = _row(8, _parse_int, "requests to the store at the same time")
+    gateway_domain: str = _row(
+        "localhost", str, "requests for <function>.<this domain> go to the function; empty: none"
+    )
+    gateway_wakes: int = _row(2, _parse_count, "wakes of the gateway at the same time")
+    gateway_connections: int = _row(10_000, _parse_count, "clients of the gateway at most")
+    gateway_head_bytes: int = _row(64 * 1024, parse_size, "a request's head has at most this")
+    gateway_body_bytes: int = _row(16 * 1024**3, parse_size, "a request's body has at most this")
+    gateway_header_timeout_s: float = _row(
+        10.0, parse_duration, "a request's head must arrive within this"
+    )
+    gateway_keep_alive_s: float = _row(
+        75.0, parse_duration, "a client may be silent between two requests this long"
+    )
 
     def store_url(self) -> str:
         """The store to use: the one set, else a file store below home."""

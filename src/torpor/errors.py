@@ -17,6 +17,7 @@
     │   │   ├── StoreDenied        credentials missing or not sufficient
     │   │   ├── ObjectMissing      there is no such object
     │   │   └── ObjectConflict     a conditional put found another state
+    │   ├── Overloaded         so much waits already that no more is taken
     │   └── DeadlineExceeded   it took longer than it may
     ├── DataError              stored bytes are not what they should be: the data's
     │   ├── Damaged            a digest, length or encoding does not fit
@@ -172,6 +173,12 @@ class DeadlineExceeded(OutsideError):
 
     exit_code = 16
     http_status = 504
+
+
+class Overloaded(OutsideError):
+    """So much waits already that no more is taken: try again later."""
+
+    exit_code = 17
 
 
 class DataError(TorporError):

@@ -25,10 +25,11 @@ LEVELS = (
     {"snapshot"},
     {"vmm", "pager", "net", "image"},
     {"node"},
+    {"gateway"},
     {"bench"},
     {"cli"},
 )
-ASYNC_ROOMS = {"vmm", "node", "bench", "cli"}
+ASYNC_ROOMS = {"vmm", "node", "gateway", "bench", "cli"}
 
 
 def run_tool(*command: str) -> None:
