@@ -183,6 +183,7 @@ class Gateway:
         pool.wait.add(loop.time() - incoming.at)
         exchange = Exchange(client, incoming, connection)
         head = encode_request(incoming.head, route, client=client.address)
+        member.active.add(connection)
         try:
             await exchange.run(head, deadline_at=deadline_at, deadline_s=deadline_s)
         except TorporError as error:
@@ -193,6 +194,7 @@ class Gateway:
             pool.responses[f"{exchange.status // 100}xx"] += 1
             pool.duration.add(loop.time() - incoming.at)
         finally:
+            member.active.discard(connection)
             if exchange.reusable:
                 connection.keep(member)
             elif exchange.status == 101:

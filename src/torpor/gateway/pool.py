@@ -36,6 +36,7 @@ class Member:
     retired: bool = False
     failed: bool = False
     idle: list[FunctionConnection] = field(default_factory=list)
+    active: set[FunctionConnection] = field(default_factory=set)
 
     def close_idle(self) -> None:
         """Close the connections that are kept for later requests."""
@@ -153,11 +154,13 @@ class Pool:
         return member
 
     def remove(self, instance_id: str) -> None:
-        """An instance is gone."""
+        """An instance is gone; requests that it has fail now: a dead VM closes no connection."""
         member = self.members.pop(instance_id, None)
         if member is not None:
             member.retired = True
             member.close_idle()
+            for connection in list(member.active):
+                connection.give_up("the instance is gone")
         self._wanted_again()
 
     def update(self, deployed: Deployed) -> None:

@@ -124,6 +124,10 @@ class FunctionConnection(asyncio.Protocol):
         self.usable, self._receiver = False, None
         self._transport.abort()
 
+    def give_up(self, why: str) -> None:
+        """Nothing more will come: the request under way fails."""
+        self._fail("the function's connection ended before its answer was complete", why)
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -334,6 +334,18 @@ async def test_dead_instance_is_replaced(
     assert fleet.began == ["hello"]
 
 
+async def test_instance_that_dies_during_a_request(fleet: TestFleet) -> None:
+    """A dead VM closes no connection: its requests are 502 as soon as it is known to be gone."""
+    async with serving(_silent) as function, listening(fleet) as gateway:
+        fleet.deploy("hello", function.port, Scale())
+        async with connected(gateway) as client:
+            client.send(GET)
+            await wait_for(lambda: function.heads)
+            fleet.instances.clear()
+            assert (await client.answer())[0] == 502
+    assert len(function.heads) == 1
+
+
 async def test_function_that_takes_no_connections(client: Client, fleet: TestFleet) -> None:
     """After a few instances it is 502."""
     with socket.socket() as unused:
