@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def bench(
     scenario: Annotated[
-        str, typer.Argument(metavar="NAME", help="restore, pause, push, pull or paging.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="restore, pause, push, pull, paging, gateway or burst."
+        ),
     ],
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Rounds.")] = 7,
     function: Annotated[
@@ -40,6 +43,9 @@ def bench(
     ] = "4GiB",
     local: Annotated[bool, typer.Option("--local", help="restore: no wakes from a store.")] = False,
     no_boot: Annotated[bool, typer.Option("--no-boot", help="restore: boot nothing.")] = False,
+    stub: Annotated[
+        bool, typer.Option("--stub", help="gateway: a function on loopback instead of in a VM.")
+    ] = False,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -57,6 +63,8 @@ def bench(
 
     async def main() -> None:
         from torpor.bench.arena import Sizes
+        from torpor.bench.burst import bench_burst
+        from torpor.bench.gateway import bench_gateway
         from torpor.bench.minio import find_minio
         from torpor.bench.paging import bench_paging
         from torpor.bench.pause import bench_pause
@@ -78,6 +86,10 @@ def bench(
                     report = await bench_pause(node, function=function, runs=runs)
                 case "paging":
                     report = await bench_paging(node, runs=runs, minio=find_minio(minio))
+                case "gateway":
+                    report = await bench_gateway(node, function=function, runs=runs, vm=not stub)
+                case "burst":
+                    report = await bench_burst(node, function=function, runs=runs)
                 case "push" | "pull":
                     measure = bench_push if scenario == "push" else bench_pull
                     report = await measure(
@@ -91,7 +103,7 @@ def bench(
                 case other:
                     raise InvalidInput(
                         f"there is no benchmark {other!r}",
-                        hint="there are: restore, pause, push, pull, paging",
+                        hint="there are: restore, pause, push, pull, paging, gateway, burst",
                     )
         _print_report(report)
 
