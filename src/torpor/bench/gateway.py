@@ -35,7 +35,7 @@ _NAME: Final = "bench-gateway"
 _SCALE: Final = Scale(concurrency=256, max=1, idle_ms=3_600_000)
 _SECONDS: Final = 3
 _CONNECTIONS: Final = (1, 16)
-_LATENCY: Final = re.compile(r"^ +(50|90|99)% +([0-9.]+)(us|ms|s)$", re.MULTILINE)
+_LATENCY: Final = re.compile(r"^ +(50|90|99)% +([0-9.]+)(us|ms|s) *$", re.MULTILINE)
 _RATE: Final = re.compile(r"^Requests/sec: +([0-9.]+)$", re.MULTILINE)
 _TO_MS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 

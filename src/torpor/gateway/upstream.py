@@ -84,6 +84,8 @@ class FunctionConnection(asyncio.Protocol):
         self._reason = b""
         self._head_bytes = 0
         self._transport.write(head)
+        # a server that writes head and body apart would wait 40 ms in between for our delayed ACK
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body or of the tunnel, framed already."""
@@ -133,8 +135,8 @@ class FunctionConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket: socket.socket = transport.get_extra_info("socket")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
