@@ -184,7 +184,7 @@ def load_settings(
 
 
 def describe_settings(settings: Settings) -> list[dict[str, str]]:
-    """One row a setting: key, environment name, value in force (secrets masked), help."""
+    """One row a setting: key, environment, default, value in force (secrets masked), help."""
     rows = []
     for row in fields(Settings):
         value = getattr(settings, row.name)
@@ -193,11 +193,22 @@ def describe_settings(settings: Settings) -> list[dict[str, str]]:
             {
                 "key": row.name,
                 "environment": env_name(row.name),
+                "default": _write(row.default),
                 "value": shown,
                 "help": row.metadata["help"],
             }
         )
     return rows
+
+
+def _write(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
 def _from_file(path: Path) -> dict[str, Any]:

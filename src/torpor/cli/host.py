@@ -234,9 +234,8 @@ def settings(
         if options.as_json:
             print_json(rows)
         else:
-            print_table(
-                ("KEY", "ENVIRONMENT", "VALUE", ""), [tuple(r.values()) for r in rows], empty=""
-            )
+            shown = [(r["key"], r["environment"], r["value"], r["help"]) for r in rows]
+            print_table(("KEY", "ENVIRONMENT", "VALUE", ""), shown, empty="")
 
     run_async(main)
 
