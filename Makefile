@@ -3,7 +3,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/pytest
 
-.PHONY: help setup setup-test demo test test-fast lint format lock bench clean
+# Tests that change the host - namespaces, links, mounts, VMs - run one after the other; the others in
+# two processes. `slow` ones are for `make test` alone.
+SERIAL := host or vm or chaos or kvm
+PARALLEL := $(PYTEST) -n 2 --dist worksteal
+
+.PHONY: help setup setup-test demo test test-fast lint format settings lock bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,17 +22,23 @@ setup-test: setup ## what the tests need beyond that: a real MinIO
 demo: setup ## show the main job on two nodes
 	@.venv/bin/torpor demo
 
-test: setup-test ## all tests
-	@$(PYTEST) tests/style tests/unit tests/property tests/fuzz tests/contract tests/commands tests/host tests/vm tests/chaos
+test: setup-test ## all tests; the second half runs too when the first one fails
+	@status=0; \
+	$(PARALLEL) -m "not ($(SERIAL))" tests || status=$$?; \
+	$(PYTEST) -m "$(SERIAL)" tests || status=$$?; \
+	exit $$status
 
-test-fast: setup-test ## tests without VMs
-	@$(PYTEST) -m "not vm" tests/style tests/unit tests/property tests/fuzz tests/contract tests/commands tests/host
+test-fast: setup-test ## in less than a minute: no VMs, no host, nothing slow
+	@$(PARALLEL) -m "not ($(SERIAL) or slow)" tests
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 format: setup ## let ruff format the code
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+settings: setup ## write docs/settings.md from the settings table
+	@.venv/bin/python scripts/settings_reference.py
 
 lock: setup ## pin what pyproject.toml asks for
 	@.venv/bin/uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev --extra plot \

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
+SERIAL = ("host", "vm", "chaos", "kvm")
+
 pytest_plugins = ["fixtures.minio", "fixtures.leaks", "fixtures.vms"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in a directory of tests that change the host: one of the two runs takes it."""
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in SERIAL and not any(item.get_closest_marker(name) for name in SERIAL):
+            item.add_marker(room)
 
 
 @pytest.fixture(autouse=True)

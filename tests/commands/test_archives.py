@@ -17,6 +17,8 @@ from fixtures.homes import Furnished, Home
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def archive(a: Furnished, tmp_path: Path) -> Path:

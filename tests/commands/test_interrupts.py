@@ -14,6 +14,8 @@ from fixtures.exchange import assert_same
 if TYPE_CHECKING:
     from fixtures.homes import Furnished, Home
 
+pytestmark = pytest.mark.slow
+
 
 def interrupt_at(
     home: Home, operation: str, prefix: str, *words: str, signum: int = signal.SIGINT

@@ -61,6 +61,7 @@ def fuzz(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", RUNS)
 def test_only_errors_of_ours_come_out(decoder: str, tmp_path: Path) -> None:
     """Whatever the bytes, a decoder accepts or refuses them by name, in bounded memory."""

@@ -16,6 +16,8 @@ from fixtures.setup_minio import ROOT, SetupMinio, values_in
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 CHECK = ROOT / "scripts" / "check_manifests.py"
 VARIANTS = {
     "defaults": [],

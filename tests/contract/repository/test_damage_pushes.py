@@ -79,6 +79,7 @@ def _forge_index(exchange: Exchange, key: str, record: Any) -> None:  # noqa: AN
     exchange.store.put(key, seal_raw(exchange.keyring.current, Kind.INDEX, key, record))
 
 
+@pytest.mark.slow
 def test_lying_index(spoilt: Exchange, node: TestNode) -> None:
     """No garbage in an index that was sealed as it should be misleads a push."""
     key, honest = next(iter(_indexes(spoilt).items()))

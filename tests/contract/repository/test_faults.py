@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torpor.store.faults import Call
     from torpor.store.interface import Store
 
+pytestmark = pytest.mark.slow
+
 PASSING: tuple[FaultKind, ...] = ("timeout", "error", "lost answer", "cut off")
 """What a repeat gets over: no answer, 503, an answer lost after the effect, a reset in mid-body."""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fixtures.forging import Forger
     from fixtures.spoiling import Pushed
 
+pytestmark = pytest.mark.slow
+
 
 def test_untouched(pushed: Pushed, node: TestNode, forger: Forger) -> None:
     """What the forger writes without changing anything is pulled: he makes no mistakes."""

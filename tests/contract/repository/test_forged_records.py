@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fixtures.garbage import Leaf
     from fixtures.spoiling import Pushed
 
+pytestmark = pytest.mark.slow
+
 OBJECT = r"object (refs/f|(snapshots|images|packs)/[0-9a-f/]+)"
 RECORDS = ("ref", "snapshot", "wake", "image 0", "image 1")
 HARMLESS: tuple[tuple[str, ...], ...] = (

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fixtures.exchange import Exchange
     from torpor.snapshot.local import LocalSnapshot
 
+pytestmark = pytest.mark.slow
+
 MOST_REQUESTS = 200
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fixtures.faulty_http import Spoiling
     from fixtures.minio import MinioServer
 
-pytestmark = pytest.mark.minio
+pytestmark = [pytest.mark.minio, pytest.mark.slow]
 
 SHORT_S = 0.3
 

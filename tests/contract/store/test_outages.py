@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fixtures.minio import MinioServer
     from torpor.config import Settings
 
-pytestmark = pytest.mark.minio
+pytestmark = [pytest.mark.minio, pytest.mark.slow]
 
 DATA = os.urandom(1 << 20)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fixtures.minio import MinioServer
     from torpor.config import Settings
 
-pytestmark = pytest.mark.minio
+pytestmark = [pytest.mark.minio, pytest.mark.slow]
 
 MIB = 1 << 20
 PART = os.urandom(MIB)

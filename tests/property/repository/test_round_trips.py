@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,8 @@ from torpor.store.plain import open_plain
 if TYPE_CHECKING:
     from torpor.snapshot.local import LocalSnapshot
     from torpor.store.interface import Store
+
+pytestmark = pytest.mark.slow
 
 BOUNDED = settings(
     deadline=None,

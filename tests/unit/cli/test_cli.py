@@ -59,6 +59,7 @@ def test_every_command_has_an_example(words: tuple[str, ...]) -> None:
     assert " ".join(words) in text.partition("Example: ")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("ls",), ("ps",), ("image", "ls"), ("snapshot", "ls"), ("net", "ls")],

@@ -142,6 +142,7 @@ def test_function_that_exits(agent: RunningAgent, script: str, ending: Ending, w
     ]
 
 
+@pytest.mark.slow
 def test_function_that_listens_on_loopback_only(agent: RunningAgent, port: int) -> None:
     """A listener that nobody outside can reach is named as such at the deadline."""
     with agent.client() as client:
@@ -209,6 +210,7 @@ def test_failing_hook_is_named(agent: RunningAgent) -> None:
     assert (agent.root / "ran").exists()
 
 
+@pytest.mark.slow
 def test_hook_that_hangs_is_killed(agent: RunningAgent) -> None:
     """A hook has ten seconds; pings are answered meanwhile."""
     write_hook(agent.root, "10-slow", "sleep 1000")

@@ -15,6 +15,8 @@ from torpor.image import kernel
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 DEPENDS = {
     "virtio_ring": "",
     "virtio": "virtio_ring",
