@@ -8,7 +8,7 @@ PYTEST := .venv/bin/pytest
 SERIAL := host or vm or chaos or kvm
 PARALLEL := $(PYTEST) -n 2 --dist worksteal
 
-.PHONY: help setup setup-test demo test test-fast lint format settings lock bench clean
+.PHONY: help setup setup-test demo test test-fast lint format settings lock bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,5 +47,9 @@ lock: setup ## pin what pyproject.toml asks for
 bench: setup-test ## all benchmarks
 	@for name in restore pause push pull; do .venv/bin/torpor bench $$name || exit; done
 
+wheel: setup ## build dist/torpor-*.whl; `scripts/make-venv --into DIRECTORY` installs one
+	@.venv/bin/uv build --quiet --wheel --offline --no-build-isolation --python .venv/bin/python -o dist
+	@ls dist/*.whl
+
 clean: ## remove what was built in the tree
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

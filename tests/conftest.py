@@ -9,7 +9,7 @@ import pytest
 
 SERIAL = ("host", "vm", "chaos", "kvm")
 
-pytest_plugins = ["fixtures.minio", "fixtures.leaks", "fixtures.vms"]
+pytest_plugins = ["fixtures.minio", "fixtures.leaks", "fixtures.vms", "fixtures.wheel"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
