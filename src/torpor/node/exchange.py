@@ -87,7 +87,7 @@ class Exchange:
         Raises NotFound, InvalidInput without a name or key, Conflict, StoreError.
         """
         settings, progress = self._parts.settings, self._parts.reporter
-        with self._parts.files_lock(), contextlib.ExitStack() as stack:
+        with self._paging.closing(), self._parts.files_lock(), contextlib.ExitStack() as stack:
             named = self._catalogue.get(reference)
             stack.enter_context(self._paging.readable(named.snapshot))
             snapshot, images = named.snapshot, self._images_of(named.snapshot)
@@ -136,11 +136,10 @@ class Exchange:
 
         Raises Damaged naming the file.
         """
-        with self._parts.files_lock(), contextlib.ExitStack() as stack:
+        with self._paging.closing(), self._parts.files_lock(), contextlib.ExitStack() as stack:
             named = self._catalogue.get(reference)
             stack.enter_context(self._paging.readable(named.snapshot))
             self._parts.snapshots.verify(named.snapshot.digest)
-        self._paging.close_unneeded()
         return named
 
     def export(self, reference: str, target: Path, *, name: str | None = None) -> Exported:
@@ -158,7 +157,7 @@ class Exchange:
                 " --plain",
             )
         keyring = open_keyring(settings, self._parts.reporter)
-        with self._parts.files_lock(), contextlib.ExitStack() as stack:
+        with self._paging.closing(), self._parts.files_lock(), contextlib.ExitStack() as stack:
             named = self._catalogue.get(reference)
             stack.enter_context(self._paging.readable(named.snapshot))
             ref = self._catalogue.name_to_send(named, reference, name)

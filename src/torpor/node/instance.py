@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torpor.errors import (
     Conflict,
+    DeadlineExceeded,
     GuestFailed,
     Incompatible,
     NoSpace,
@@ -200,7 +201,7 @@ class Instances:
 
         `app` is the app disk to attach to a base; `files` are to be used in place of the
         snapshot's own, which hold the same. Raises Incompatible before anything is made, then as
-        `boot` does; VmmFailed names the window when the pager could not get one.
+        `boot` does; each names the window when the pager could not get one.
         """
         manifest = snapshot.manifest
         timeline = timeline or Timeline()
@@ -224,7 +225,7 @@ class Instances:
             )
             try:
                 await self._start_restored(instance, snapshot, files)
-            except VmmFailed as error:
+            except (VmmFailed, GuestFailed, DeadlineExceeded) as error:
                 raise await in_thread(self._paging.explain, error, snapshot) from None
             return instance
 
@@ -232,6 +233,7 @@ class Instances:
         self, instance: Instance, snapshot: LocalSnapshot, files: Files
     ) -> None:
         timeline = instance.timeline
+        await in_thread(self._paging.note_mount, instance.directory, files)
         async with entered_in_thread(self._paging.pushed(snapshot, files)):
             with timeline.step("vmm start"):
                 await instance.vmm.start()

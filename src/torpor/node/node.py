@@ -14,6 +14,7 @@ from torpor.errors import (
     Incompatible,
     InvalidInput,
     NotFound,
+    TorporError,
     VmmFailed,
 )
 from torpor.host.cancel import entered_in_thread, in_thread
@@ -89,13 +90,20 @@ class Node:
         driver: Driver | None = None,
         collect: bool = True,
     ) -> AsyncIterator[Node]:
-        """Open a home and undo what dead commands left in it; `collect` what nothing needs."""
+        """Open a home and undo what dead commands left in it; `collect` what nothing needs.
+
+        At the end the pager ends, if no instance needs it.
+        """
         node = cls(await in_thread(open_parts, settings, reporter=reporter, driver=driver))
-        await reconcile(node.parts, node.instances)
+        await in_thread(node.paging.clear_dead)
+        await reconcile(node.parts, node.instances, node.paging)
         await in_thread(node.paging.reconcile)
         if collect:
             await node.collect()
-        yield node
+        try:
+            yield node
+        finally:
+            await finish(in_thread(node.paging.close_unneeded))
 
     # images
 
@@ -379,21 +387,29 @@ class Node:
     async def _wake(
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None
     ) -> Instance:
-        async with self._files_lock():
-            snapshot = await in_thread(self.catalogue.find, reference, expect=expect)
-            if snapshot is None:
-                snapshot = await self._fetch(reference, timeline, expect)
-            elif snapshot.served is not None:
-                with timeline.step("open"):
-                    await in_thread(self.paging.open, snapshot.digest, timeline=timeline)
-            if snapshot.manifest.function is None:
-                raise InvalidInput(
-                    f"{reference!r} is a base and has no function in it",
-                    hint="restore a function or the snapshot of an instance",
-                )
-            instance = await self.instances.restore(snapshot, timeline=timeline)
-            await in_thread(self.paging.hydrate, snapshot)
-            return instance
+        try:
+            async with self._files_lock():
+                snapshot = await in_thread(self.catalogue.find, reference, expect=expect)
+                if snapshot is None:
+                    snapshot = await self._fetch(reference, timeline, expect)
+                elif snapshot.served is not None:
+                    with timeline.step("open"):
+                        await in_thread(self.paging.open, snapshot.digest, timeline=timeline)
+                if snapshot.manifest.function is None:
+                    raise InvalidInput(
+                        f"{reference!r} is a base and has no function in it",
+                        hint="restore a function or the snapshot of an instance",
+                    )
+                instance = await self.instances.restore(snapshot, timeline=timeline)
+                try:
+                    await in_thread(self.paging.hydrate, snapshot)
+                except BaseException:
+                    await finish(self.instances.destroy(instance.id, vmm=instance.vmm))
+                    raise
+                return instance
+        except BaseException:  # what was opened for it is needed no more
+            await finish(in_thread(self.paging.close_unneeded))
+            raise
 
     async def _fetch(
         self, reference: str, timeline: Timeline, expect: Digest | None
@@ -429,9 +445,9 @@ class Node:
         try:
             return await in_thread(send_request, address, port, request, timeout_s=timeout_s)
         except (FunctionFailed, DeadlineExceeded) as error:
-            ended = await in_thread(self._end_by_window, instance_id)
-            if ended is not None:
-                raise ended from None
+            explained = await in_thread(self._explain, error, instance_id)
+            if explained is not error:
+                raise explained from None
             if isinstance(error, DeadlineExceeded):
                 raise
             tail = read_tail(self.parts.instances_dir / instance_id / "console.log", 12)
@@ -439,18 +455,20 @@ class Node:
                 error.message, reason=f"{error.reason}\n{tail}".strip(), hint=error.hint
             ) from None
 
-    def _end_by_window(self, instance_id: str) -> VmmFailed | None:
-        """Why an instance's VM is dead, if it is because a window could not be had."""
+    def _explain(self, error: TorporError, instance_id: str) -> TorporError:
+        """Why a request failed, if it is because a window could not be had; else the same error."""
         try:
             row = self.parts.journal.instance(instance_id)
-            if not row.snapshot or row.vmm is None or row.vmm.is_alive():
-                return None
-            snapshot = self.parts.snapshots.get(Digest(row.snapshot))
+            snapshot = self.parts.snapshots.get(Digest(row.snapshot)) if row.snapshot else None
         except NotFound:  # another command has removed it meanwhile
-            return None
-        plain = VmmFailed(f"the VM of {row.id} ended during a request")
+            return error
+        if snapshot is None or row.vmm is None:
+            return error
+        plain = error
+        if not row.vmm.is_alive():
+            plain = VmmFailed(f"the VM of {row.id} ended during a request")
         explained = self.paging.explain(plain, snapshot)
-        return None if explained is plain else explained
+        return error if explained is plain else explained
 
     @contextlib.contextmanager
     def _function_lock(self, name: str) -> Iterator[None]:

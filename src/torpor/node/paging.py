@@ -11,9 +11,10 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from torpor.errors import Conflict, VmmFailed
+from torpor.errors import Conflict, DeadlineExceeded, TorporError
+from torpor.host.cancel import uncancelled
 from torpor.host.sparse import copy_sparse
 from torpor.node.keyring import keyring_text
 from torpor.node.parts import log
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from torpor.node.journal_rows import InstanceRow
     from torpor.node.parts import Parts
     from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
 
+E = TypeVar("E", bound=TorporError)
+
 _CLOSE_WAIT_S: Final = 2.0
+_MOUNT: Final = "mount"
 
 
 @dataclass(frozen=True)
@@ -167,18 +172,39 @@ class Paging:
                 limit_s=settings.hydrate_s,
             )
 
-    def explain(self, error: VmmFailed, snapshot: LocalSnapshot) -> VmmFailed:
-        """A VM's end, with the window that could not be had as its reason if that was it."""
+    def explain(self, error: E, snapshot: LocalSnapshot) -> E:
+        """What became of a VM, with the window as reason that it could not have, if that was it.
+
+        For DeadlineExceeded that may be a window which it still waits for. Starts no pager.
+        """
         if snapshot.served is None:
             return error
         failure = self.client.failure(snapshot.digest)
-        if not failure:
+        reason = f"a window could not be had: {failure}" if failure else ""
+        if not failure and isinstance(error, DeadlineExceeded):
+            waiting = self.client.waiting(snapshot.digest)
+            reason = f"a window has not come yet: {waiting}" if waiting else ""
+        if not reason:
             return error
-        return VmmFailed(
-            error.message,
-            reason=f"a window could not be had: {failure}",
-            hint="check that the store answers, then wake it again",
-        )
+        hint = "check that the store answers, then wake it again"
+        return type(error)(error.message, reason=reason, hint=hint)
+
+    def note_mount(self, directory: Path, files: Files) -> None:
+        """Write down in an instance's directory which mount its VM is about to map."""
+        if files.paged and files.memory.is_relative_to(self.client.mount):
+            device = files.memory.stat().st_dev
+            (directory / _MOUNT).write_text(f"{os.major(device)}:{os.minor(device)}")
+
+    def has_lost_memory(self, row: InstanceRow) -> bool:
+        """Whether an instance's VM maps a mount that serves no more: it ends at its next miss.
+
+        A mount's number belongs to nobody else as long as somebody maps a file of it.
+        """
+        try:
+            noted = (self._parts.instances_dir / row.id / _MOUNT).read_text()
+        except FileNotFoundError:  # all that it has is on this node
+            return False
+        return noted != self.client.mounted()
 
     @contextlib.contextmanager
     def readable(self, snapshot: LocalSnapshot) -> Iterator[None]:
@@ -189,6 +215,15 @@ class Paging:
         if snapshot.served is not None:
             self.open(snapshot.digest)
         yield
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close what no instance needs when the body is over; it may not hold the files lock."""
+        try:
+            yield
+        finally:
+            with uncancelled():
+                self.close_unneeded()
 
     def close_unneeded(self) -> None:
         """Close what no instance needs, and end the pager when nothing is open any more.
@@ -208,10 +243,16 @@ class Paging:
             if not opened & needed and not self._parts.settings.pager_stays:
                 self.client.stop()
 
+    def clear_dead(self) -> None:
+        """Remove a mount that nobody serves any more, and all else of dead keepers and pagers.
+
+        Which instances have lost their memory can be told after that.
+        """
+        self.client.reconcile()
+
     def reconcile(self) -> None:
-        """Remove what dead pagers and killed trials left, close what no instance needs."""
-        if self.client.reconcile():
-            self.close_unneeded()
+        """Remove what killed trials left, close what no instance needs."""
+        self.close_unneeded()
         for mount_point in self.trials_dir.glob("*"):
             maker = parse_unique(mount_point.name)
             if maker is None or not maker.is_alive():

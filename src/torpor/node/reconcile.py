@@ -16,15 +16,19 @@ from torpor.node.parts import log
 if TYPE_CHECKING:
     from torpor.node.instance import Instances
     from torpor.node.journal_rows import InstanceRow
+    from torpor.node.paging import Paging
     from torpor.node.parts import Parts
 
 
-async def reconcile(parts: Parts, instances: Instances) -> list[str]:
-    """Bring host and journal together; the ids of the instances that were removed."""
+async def reconcile(parts: Parts, instances: Instances, paging: Paging) -> list[str]:
+    """Bring host and journal together; the ids of the instances that were removed.
+
+    What dead pagers left has been cleared before.
+    """
     removed = []
     for row in await in_thread(parts.journal.instances):
         with contextlib.suppress(Conflict):  # another command is just doing the same
-            if is_abandoned(row):
+            if is_abandoned(row) or await in_thread(_is_lost, paging, row):
                 await instances.destroy(row.id, wait_s=0)
                 log.warning("removed an abandoned instance id=%s state=%s", row.id, row.state)
                 removed.append(row.id)
@@ -49,6 +53,11 @@ def is_abandoned(row: InstanceRow) -> bool:
         kept = row.keeper is None or row.keeper.is_alive()
         return row.vmm is None or not row.vmm.is_alive() or not kept
     return not row.owner.is_alive()
+
+
+def _is_lost(paging: Paging, row: InstanceRow) -> bool:
+    """While a command makes or removes an instance, that command is told of its VM's end."""
+    return row.state == "running" and paging.has_lost_memory(row)
 
 
 def _sweep(parts: Parts) -> None:

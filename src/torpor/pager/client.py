@@ -14,7 +14,7 @@ import msgspec
 
 from torpor.errors import HostUnfit
 from torpor.host.cancel import checkpoint, interruptible
-from torpor.host.fuse.connection import unmount
+from torpor.host.fuse.connection import find_device, unmount
 from torpor.host.lock import exclusive
 from torpor.host.process import find_processes_in, spawn
 from torpor.pager import control
@@ -65,15 +65,7 @@ class PagerClient:
 
         A pager whose keeper died gets a new one. Raises HostUnfit with what the log says.
         """
-        if self._is_complete():
-            return
-        with self._lock():
-            if self._is_complete():
-                return
-            if not self._lives("pager") or not self._start(adopt=True):
-                self._clear()
-                self._places.directory.mkdir(mode=0o700)
-                self._start(adopt=False)
+        self._complete(begin=True)
 
     def open(
         self,
@@ -128,11 +120,15 @@ class PagerClient:
             return 0
 
     def failure(self, digest: Digest) -> str:
-        """Why a window of a snapshot could not be had; empty if all could."""
-        try:
-            return str(self._ask("failure", digest=digest)["failure"])
-        except (PagerGone, HostUnfit):
-            return "the pager ended"
+        """Why a window of a snapshot could not be had; empty if all could.
+
+        Only a pager that runs is asked: a new one would know of no failure.
+        """
+        return self._trouble("failure", digest)
+
+    def waiting(self, digest: Digest) -> str:
+        """The window of a snapshot that a reader waits for longest, if that is long; else empty."""
+        return self._trouble("waiting", digest)
 
     def opened(self) -> list[Digest]:
         """The snapshots that are open."""
@@ -149,6 +145,15 @@ class PagerClient:
     def is_running(self) -> bool:
         """Whether a pager answers."""
         return self._answers()
+
+    @property
+    def mount(self) -> Path:
+        """The mount point; served files are below it."""
+        return self._places.mount
+
+    def mounted(self) -> str | None:
+        """Which mount serves now, `major:minor` of its device; None without one."""
+        return find_device(self._places.mount)
 
     def stop(self) -> None:
         """End pager and keeper, unmount, delete. VMs that map its files end."""
@@ -192,6 +197,28 @@ class PagerClient:
         alive = self._lives("pager") or self._lives("keeper")
         return alive and (self._places.directory / control.SOCKET_NAME).exists()
 
+    def _complete(self, *, begin: bool) -> None:
+        """Give a pager without a keeper one; where there is no pager, only `begin` starts one."""
+        if self._is_complete():
+            return
+        with self._lock():
+            if self._is_complete() or (self._lives("pager") and self._start(adopt=True)):
+                return
+            if begin:
+                self._clear()
+                self._places.directory.mkdir(mode=0o700)
+                self._start(adopt=False)
+
+    def _trouble(self, what: str, digest: Digest) -> str:
+        for _ in range(_TRIES):
+            if not self._answers():
+                break
+            with contextlib.suppress(PagerGone):
+                return str(self._ask_once("failure", digest=digest)[what])
+            checkpoint()
+            time.sleep(_LOOK_AGAIN_S)
+        return "the pager ended"
+
     def _ask(self, op: str, *, start: bool = False, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
         """Ask, again while the keeper replaces a pager that died; every request may be repeated.
 
@@ -202,7 +229,7 @@ class PagerClient:
             checkpoint()
             if not start and not self._answers():
                 raise PagerGone("no pager is running")
-            self.ensure()
+            self._complete(begin=start)
             try:
                 return self._ask_once(op, **arguments)
             except PagerGone:

@@ -257,16 +257,16 @@ def barrier() -> Callable[[str], None]:
     """What happens at named places: nothing, or what TORPOR_PAGER_BARRIER says.
 
     `PLACE=FILE` kills the process with SIGKILL at PLACE while FILE exists, once: the file is
-    removed first.
+    removed first. `*=DIR` does so at each place that a file in DIR is named after.
     """
     place, _, file = os.environ.get("TORPOR_PAGER_BARRIER", "").partition("=")
     if not file:
         return lambda name: None
 
     def reach(name: str) -> None:
-        if name == place:
+        if place in (name, "*"):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(file)
+                os.unlink(os.path.join(file, name) if place == "*" else file)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return reach

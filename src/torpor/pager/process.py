@@ -21,8 +21,10 @@ from torpor.errors import InternalError, InvalidInput, TorporError
 from torpor.host.fuse.server import Server
 from torpor.pager.control import Line, PagerGone
 from torpor.pager.pager import Limits, Pager
-from torpor.pager.served import ServedFiles
+from torpor.pager.registry import Registry
 from torpor.pager.source import Source
+from torpor.pager.waits import Waits, WatchedFiles
+from torpor.snapshot.local import LocalSnapshots
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -53,18 +55,20 @@ def serve(
     unanswered is answered. `trace` is told of named places, for tests that kill there.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # for all threads: the main one takes them
-    files = ServedFiles()
+    files = WatchedFiles()
     server = Server(
         connection, files, workers=_WORKERS, trace=lambda place, header: trace(f"fuse {place}")
     )
     pager = Pager(home, server, files, limits, predecessor_died=take_over, trace=trace)
     pager.recover()
     if take_over:
+        LocalSnapshots(home / "snapshots").sweep()  # what it was about to publish
         server.take_over()
     else:
         server.start()
     threading.Thread(target=_end_with, args=(server,), name="mount", daemon=True).start()
-    _Clients(pager, connection, listener, trace).start()
+    waits = Waits(files, Registry(home / "pager" / "open"))
+    _Clients(pager, connection, listener, waits, trace).start()
     signal.sigwait(_ENDING)
 
 
@@ -86,6 +90,7 @@ class _Clients:
         pager: Pager,
         connection: Connection,
         listener: socket.socket,
+        waits: Waits,
         trace: Callable[[str], None],
     ) -> None:
         self._pager = pager
@@ -101,7 +106,7 @@ class _Clients:
             "hydrate": pager.hydrate,
             "wait_hydrated": pager.wait_hydrated,
             "close": pager.close,
-            "failure": pager.failure,
+            "failure": lambda digest: pager.failure(digest) | {"waiting": waits.longest(digest)},
             "opened": pager.opened,
             "counters": pager.counters,
             "stop": self._stop,

@@ -15,6 +15,7 @@ import pytest
 
 from fixtures.pagers import ROUNDS, PagerHome, sha256_of
 from torpor.host.process import find_processes_in
+from torpor.pager.client import PagerClient
 from torpor.pager.control import PagerGone
 from torpor.units import MiB
 
@@ -159,6 +160,24 @@ def test_both_die(home: PagerHome) -> None:
         assert reader.end()[0] != 0
     assert not home.client.reconcile()
     home.check("f", home.open())
+
+
+def test_asking_starts_no_pager(home: PagerHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pager that dies while it is asked has no successor that knows nothing of what is asked."""
+    home.publish()
+    served = home.open()
+    kill_both(home)
+    home.client.reconcile()
+    monkeypatch.setattr(PagerClient, "_answers", lambda client: True)  # it did a moment ago
+    assert home.client.failure(served.digest) == "the pager ended"
+    assert home.client.waiting(served.digest) == "the pager ended"
+    assert home.client.close(served.digest) == 0
+    for ask in (home.client.counters, home.client.opened):
+        with pytest.raises(PagerGone):
+            ask()
+    assert find_processes_in(home.settings.home) == []
+    monkeypatch.undo()
+    assert not home.client.is_running()
 
 
 def test_new_pager_after_both_died(home: PagerHome) -> None:

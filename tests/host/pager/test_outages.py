@@ -111,6 +111,20 @@ def test_store_that_hangs(proxy: FaultyProxy, tmp_path: Path, s3_settings: Setti
 
 
 @minio
+def test_what_a_reader_waits_for(proxy: FaultyProxy, tmp_path: Path, s3_settings: Settings) -> None:
+    """While a window does not come, who waits for it can be told which it is; nobody is else."""
+    with PagerHome(tmp_path / "node", replace(s3_settings, s3_endpoint=proxy.endpoint)) as home:
+        home.publish(windows=range(256))
+        served = home.open(push=False)
+        assert home.client.waiting(served.digest) == ""
+        proxy.spoil(Spoil("hang", method="GET", target="/packs/", times=None))
+        home.read(served.files["memory"], "range", 220 * 16384, 16384)
+        until(lambda: home.client.waiting(served.digest) != "")
+        assert home.client.waiting(served.digest).startswith("memory: window 220, asked for ")
+        assert home.client.failure(served.digest) == ""
+
+
+@minio
 @pytest.mark.chaos
 def test_pager_dies_without_a_store(tmp_path: Path, mortal_minio: MinioServer) -> None:
     """A successor serves what is on this node though the store does not answer."""
