@@ -154,7 +154,9 @@ async def test_store_stops_for_a_while(lazy_settings: Settings, minio: MinioServ
 
 async def test_store_stops_for_good(lazy_settings: Settings, minio: MinioServer) -> None:
     """MinIO dies in the middle of 8 restores and stays so: clear errors, and nothing is left."""
-    settings = replace(lazy_settings, pager_deadline_s=3.0, store_retry_s=3.0)
+    settings = replace(
+        lazy_settings, pager_deadline_s=3.0, store_retry_s=3.0, request_timeout_s=20.0
+    )
     async with opened(settings) as node:
         node.paging.pushes = False
         invocations = asyncio.gather(

@@ -13,7 +13,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 from qemu.qmp.events import EventListener
 
 from torpor.errors import DeadlineExceeded, VmmFailed
@@ -51,11 +51,14 @@ class Monitor:
     async def execute_until(
         self, command: str, arguments: dict[str, Any], *, event: str, statuses: Collection[str]
     ) -> str:
-        """Run a command, then wait for an event whose status is one of `statuses`; returns it."""
+        """Run a command, then wait for an event whose status is one of `statuses`; returns it.
+
+        Raises VmmFailed also when QEMU ends instead, which no listener is told of.
+        """
         listener = EventListener(names=[event])
         with self._client.listen(listener):
             await self.execute(command, **arguments)
-            return str(await self._within(_wait_for_status(listener, statuses), event))
+            return str(await self._within(self._status_or_end(listener, statuses), event))
 
     async def close(self) -> None:
         """End the session; QEMU goes on. Never raises for a session that is broken already."""
@@ -63,6 +66,24 @@ class Monitor:
             await self._client.disconnect()
         except (QMPError, OSError, EOFError):
             return
+
+    async def _status_or_end(self, listener: EventListener, statuses: Collection[str]) -> str:
+        status = asyncio.ensure_future(_wait_for_status(listener, statuses))
+        ended = asyncio.ensure_future(self._end())
+        try:
+            await asyncio.wait({status, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if status.done():
+                return status.result()
+            raise VmmFailed("QEMU ended the session")
+        finally:
+            status.cancel()
+            ended.cancel()
+            await asyncio.gather(status, ended, return_exceptions=True)
+
+    async def _end(self) -> None:
+        # looked at where the waiting begins: a change in between wakes nobody
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
 
     async def _within(self, work: Any, what: str) -> Any:  # noqa: ANN401
         try:
