@@ -159,9 +159,9 @@ class PagerClient:
         """End pager and keeper, unmount, delete. VMs that map its files end."""
         with self._lock():
             if self._answers():
+                keeper = self._places.identity("keeper")  # it deletes this before it ends
                 with contextlib.suppress(PagerGone):
                     self._ask_once("stop", within_s=_STOP_S)
-                keeper = self._places.identity("keeper")
                 if keeper is not None:
                     keeper.wait(timeout_s=_STOP_S)
             self._clear()
