@@ -37,13 +37,14 @@ class Served:
 
 @dataclass
 class Opened:
-    """A snapshot that is open: its memory and, by the names that segments use, its images.
+    """A snapshot that is open: memory, disk and, by the names that segments use, its images.
 
     Of its record only the maps stay: manifests of 64 snapshots are more than all their maps.
     """
 
     source: OpenSource
     memory: Served
+    disk: Served
     images: dict[str, tuple[ImageLink, Served]]
     pusher: Pusher | None = None
     hydration: Hydration | None = None
@@ -51,7 +52,7 @@ class Opened:
 
     @property
     def files(self) -> dict[str, Served]:
-        """All of its files by name."""
+        """What a VM maps of it, by name."""
         return {"memory": self.memory, **{name: s for name, (_, s) in self.images.items()}}
 
     @property

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torpor.pager.opening import OpenedSnapshot
     from torpor.pager.served import ServedFiles
     from torpor.pager.source import OpenSource, Source
+    from torpor.snapshot.repository.filemap import FileMap
     from torpor.snapshot.repository.records import ImageLink
     from torpor.snapshot.repository.repository import StoredSnapshot
     from torpor.units import Digest
@@ -281,9 +282,10 @@ class Pager:
     def _add(
         self, source: OpenSource, stored: StoredSnapshot, images: tuple[ImageLink, ...]
     ) -> Opened:
-        content = arrived(Content(stored.memory, stored.domain))
-        file = self._file(source, stored.memory.size_bytes, content)
-        node = self._files.serve(("snapshots", stored.digest, "memory"), file)
+        memory, disk = (
+            self._serve_file(source, stored, name, content)
+            for name, content in (("memory", stored.memory), ("disk", stored.disk))
+        )
         function = stored.manifest.function
         served = {
             "app" if function and image.digest == function.app else "image": (
@@ -292,12 +294,18 @@ class Pager:
             )
             for image in images
         }
-        made = Opened(source, Served(file, node), served)
+        made = Opened(source, memory, disk, served)
         if self._cache is not None:
             self._cache.protect(stored.memory.packed_ids())
         with self._lock:
             self._opened[stored.digest] = made
         return made
+
+    def _serve_file(
+        self, source: OpenSource, stored: StoredSnapshot, name: str, content: FileMap
+    ) -> Served:
+        file = self._file(source, content.size_bytes, arrived(Content(content, stored.domain)))
+        return Served(file, self._files.serve(("snapshots", stored.digest, name), file))
 
     def _file(
         self, source: OpenSource, size_bytes: int, arriving: concurrent.futures.Future[Content]
@@ -307,7 +315,8 @@ class Pager:
     def _try_again(self, opened: Opened) -> None:
         for image, served in opened.images.values():
             served.file.try_again(partial(self._images.read, opened.source, image))
-        opened.memory.file.try_again(lambda: opened.memory.file.arriving)
+        for served in (opened.memory, opened.disk):
+            served.file.try_again()
 
     def _drop(self, digest: Digest) -> None:
         with self._lock:
@@ -318,8 +327,10 @@ class Pager:
         works = [work for work in (opened.pusher, opened.hydration) if work is not None]
         for work in works:
             work.stop()
-        self._files.withdraw(opened.memory.node.parts)
-        nodes = [opened.memory.node, *self._images.withdraw(opened.images.values())]
+        nodes = [
+            *(self._files.withdraw(served.node.parts) for served in (opened.memory, opened.disk)),
+            *self._images.withdraw(opened.images.values()),
+        ]
         if self._cache is not None:
             self._cache.unprotect(opened.memory.file.map.packed_ids())
         release = threading.Thread(

@@ -118,10 +118,15 @@ class StoredFile:
             self.counters.stalled_s[slowest] += time.perf_counter() - began
         return pieces
 
-    def try_again(self, arriving: Callable[[], concurrent.futures.Future[Content]]) -> None:
-        """Ask the store again although a window could not be had; for a map that failed, too."""
+    def try_again(
+        self, arriving: Callable[[], concurrent.futures.Future[Content]] | None = None
+    ) -> None:
+        """Ask the store again although a window could not be had.
+
+        With `arriving` also for a map that failed.
+        """
         self._refuses = False
-        if self.arriving.done() and self.arriving.exception() is not None:
+        if arriving and self.arriving.done() and self.arriving.exception() is not None:
             self.arriving = arriving()
 
     def chunk(self, entry: Entry) -> Chunk:

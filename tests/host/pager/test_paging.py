@@ -50,14 +50,21 @@ def test_bit_for_bit(any_home: PagerHome) -> None:
 
 
 def test_the_snapshot_is_the_nodes(home: PagerHome) -> None:
-    """What is opened is among the node's snapshots: disk and device state there, memory served."""
+    """What is opened is among the node's snapshots: disk and device state there, memory served.
+
+    The disk is served as well, for who has no other copy, until it is closed.
+    """
     snapshot = home.publish()
     served = home.open()
+    disk = home.places.mount / "snapshots" / snapshot.digest / "disk"
+    assert home.read(disk, "whole").result() == sha256_of(snapshot.disk)
     found = LocalSnapshots(home.settings.home / "snapshots").get(snapshot.digest)
     assert found.memory == served.files["memory"]
     for name in ("disk", "vmstate"):
         there = (snapshot.directory / name).read_bytes()
         assert (found.directory / name).read_bytes() == there
+    home.client.close(snapshot.digest)
+    assert not disk.exists()
     with pytest.raises(NotFound, match="no-such-thing"):
         home.open("no-such-thing")
 
