@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
+
+import msgspec
+
+from torpor.snapshot.manifest import manifest_digest
 
 if TYPE_CHECKING:
     from fixtures.homes import Furnished, Home
+    from torpor.snapshot.local import LocalSnapshot
 
 
 def deleted(home: Home, *words: str) -> dict[str, str]:
@@ -18,6 +24,47 @@ def here(home: Home) -> set[str]:
     """The snapshots and apps of a home."""
     images = {info.digest for info in home.images.list()}
     return images | {snapshot.digest for snapshot in home.snapshots.list()}
+
+
+def make_newer(home: Home, name: str, snapshot: LocalSnapshot) -> str:
+    """Put a snapshot there as a torpor of the future may write it; its digest."""
+    encoded = (snapshot.directory / "manifest.json").read_bytes()
+    newer = msgspec.json.encode({**msgspec.json.decode(encoded), "format": 99, "planets": 9})
+    digest = manifest_digest(newer)
+    directory = shutil.copytree(home.path / "snapshots" / snapshot.digest, home.path / "newer")
+    (directory / "manifest.json").chmod(0o600)
+    (directory / "manifest.json").write_bytes(newer)
+    directory.rename(home.path / "snapshots" / digest)
+    home.journal.set_ref(name, digest)
+    return digest
+
+
+def test_unreadable_snapshots_are_listed(a: Furnished) -> None:
+    """`snapshot ls` lists what a newer torpor left, or what is damaged, and says why; so does `ls`.
+
+    Nothing is collected beside a newer one: what that needs is not known.
+    """
+    newer = make_newer(a.home, "future", a.g)
+    broken = a.home.path / "snapshots" / a.saved.digest / "vmstate"
+    broken.chmod(0o600)
+    broken.write_bytes(b"?")
+    listed = {row["snapshot"]: row for row in a.home.run("snapshot", "ls", "--json").json()}
+    assert {row["kind"] for row in listed.values()} == {"base", "function", "unreadable"}
+    assert listed[newer]["kind"] == listed[a.saved.digest]["kind"] == "unreadable"
+    assert listed[newer]["names"] == ["future"]
+    assert "has format 99: this torpor reads formats up to" in listed[newer]["reason"]
+    assert "vmstate" in listed[a.saved.digest]["reason"]
+    table = a.home.run("snapshot", "ls")
+    assert table.code == 0
+    assert newer[:12] in table.out
+    assert "has format 99" in table.err
+    assert a.home.run("ls").code == 0
+    before = sorted(path.name for path in (a.home.path / "snapshots").iterdir())
+    a.home.journal.drop_ref("g")
+    assert a.home.run("snapshot", "gc").code == 32
+    assert sorted(path.name for path in (a.home.path / "snapshots").iterdir()) == before
+    assert a.home.run("snapshot", "rm", "future").code == 0  # now it is collected, as ever
+    assert not (a.home.path / "snapshots" / a.g.digest).exists()
 
 
 def test_nothing_to_do(a: Furnished) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torpor.node.catalogue import NamedSnapshot
     from torpor.node.collect import Unneeded
     from torpor.node.node import Node
+    from torpor.snapshot.local import Unreadable
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, move and delete snapshots.")
 
@@ -91,16 +92,17 @@ def list_snapshots(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the snapshots on this node, bases too.
+    """List the snapshots on this node, bases too, and what of them cannot be read, with why.
 
     Example: torpor snapshot ls
     """
 
-    async def work(node: Node) -> list[NamedSnapshot]:
-        return node.snapshots()
+    async def work(node: Node) -> tuple[list[NamedSnapshot], list[dict[str, Any]]]:
+        unreadable = await in_thread(node.catalogue.unreadable)
+        return node.snapshots(), [_unreadable(one, names) for one, names in unreadable]
 
-    def show(snapshots: list[NamedSnapshot]) -> None:
-        rows = [_summary(named) for named in snapshots]
+    def show(found: tuple[list[NamedSnapshot], list[dict[str, Any]]]) -> None:
+        rows = [*(_summary(named) for named in found[0]), *found[1]]
         if options.as_json:
             print_json(rows)
             return
@@ -109,12 +111,14 @@ def list_snapshots(
                 row["snapshot"][:12],
                 row["kind"],
                 " ".join(row["names"]) or "-",
-                format_size(row["nonzero_bytes"]),
+                format_size(row["nonzero_bytes"]) if "nonzero_bytes" in row else "-",
                 format_size(row["disk_usage_bytes"]),
             )
             for row in rows
         ]
         print_table(("DIGEST", "KIND", "NAMES", "NON-ZERO", "ON DISK"), cells, empty="no snapshots")
+        for row in found[1]:
+            sys.stderr.write(f"{row['reason']}\n")
 
     with_node(work, show)
 
@@ -250,6 +254,16 @@ def _show_named(named: NamedSnapshot) -> None:
         print_json(_summary(named))
     else:
         sys.stdout.write(f"{named.snapshot.digest}\n")
+
+
+def _unreadable(one: Unreadable, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "snapshot": one.digest,
+        "kind": "unreadable",
+        "names": list(names),
+        "reason": str(one.error),
+        "disk_usage_bytes": one.disk_usage_bytes,
+    }
 
 
 def _summary(named: NamedSnapshot) -> dict[str, Any]:

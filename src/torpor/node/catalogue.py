@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torpor.node.collect import Unneeded
     from torpor.node.journal_rows import Ref
     from torpor.node.parts import Parts
-    from torpor.snapshot.local import LocalSnapshot
+    from torpor.snapshot.local import LocalSnapshot, Unreadable
     from torpor.snapshot.manifest import Kind
     from torpor.units import Digest
 
@@ -37,9 +37,15 @@ class Catalogue:
         self._parts = parts
 
     def snapshots(self) -> list[NamedSnapshot]:
-        """All snapshots on this node, those without a name too."""
+        """All snapshots on this node that can be read, those without a name too."""
         refs = self._parts.journal.refs()
-        return [_named(snapshot, refs) for snapshot in self._parts.snapshots.list()]
+        return [_named(snapshot, refs) for snapshot in self._parts.snapshots.survey()[0]]
+
+    def unreadable(self) -> list[tuple[Unreadable, tuple[str, ...]]]:
+        """The snapshots that cannot be read, of a newer format or damaged, with their names."""
+        refs = self._parts.journal.refs()
+        unreadable = self._parts.snapshots.survey()[1]
+        return [(one, _names(one.digest, refs)) for one in unreadable]
 
     def find(self, reference: str, *, expect: Digest | None = None) -> LocalSnapshot | None:
         """A snapshot on this node by ref, digest or a digest's beginning, None if it is not here.

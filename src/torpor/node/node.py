@@ -289,7 +289,7 @@ class Node:
         return captured
 
     def snapshots(self) -> list[NamedSnapshot]:
-        """All snapshots on this node, those without a name too."""
+        """All snapshots on this node that can be read, those without a name too."""
         return self.catalogue.snapshots()
 
     async def inspect(self, reference: str) -> NamedSnapshot:

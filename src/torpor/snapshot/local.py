@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from torpor.errors import Conflict, Damaged, InvalidInput, NoSpace, NotFound
+from torpor.errors import Conflict, Damaged, Incompatible, InvalidInput, NoSpace, NotFound
 from torpor.host.process import ProcessId
 from torpor.host.sparse import blake3_file, describe_sparse
 from torpor.snapshot.manifest import (
@@ -106,11 +106,16 @@ class LocalSnapshot:
 
         Pages shared by reflinks count in full.
         """
-        total = 0
-        with contextlib.suppress(FileNotFoundError):  # another command deletes it just now
-            for path in self.directory.iterdir():
-                total += path.stat().st_blocks * 512
-        return total
+        return _disk_usage_bytes(self.directory)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A snapshot's directory of which this torpor can make nothing, why, and its bytes."""
+
+    digest: Digest
+    error: Incompatible | Damaged
+    disk_usage_bytes: int
 
 
 @dataclass(frozen=True)
@@ -254,13 +259,28 @@ class LocalSnapshots:
         return snapshot
 
     def list(self) -> list[LocalSnapshot]:
-        """All snapshots that can be read, oldest first."""
-        found = []
-        for directory in self.root.iterdir():
-            if not directory.name.startswith("."):
-                with contextlib.suppress(NotFound, Damaged):
-                    found.append(self.get(directory.name))
-        return sorted(found, key=lambda snapshot: snapshot.manifest.created_ns)
+        """All snapshots that can be read, oldest first.
+
+        Raises Incompatible when a newer torpor's is here: what that one needs cannot be told.
+        """
+        found, unreadable = self.survey()
+        for one in unreadable:
+            if isinstance(one.error, Incompatible):
+                raise one.error
+        return [*found]
+
+    def survey(self) -> tuple[Sequence[LocalSnapshot], Sequence[Unreadable]]:
+        """All snapshots that can be read, oldest first, and those that cannot, by digest."""
+        found, unreadable = [], []
+        for directory in sorted(self.root.glob("[!.]*")):
+            try:
+                found.append(self.get(directory.name))
+            except NotFound:  # it is just deleted, or has lost its manifest
+                pass
+            except (Incompatible, Damaged) as error:
+                used_bytes = _disk_usage_bytes(directory)
+                unreadable.append(Unreadable(Digest(directory.name), error, used_bytes))
+        return sorted(found, key=lambda snapshot: snapshot.manifest.created_ns), unreadable
 
     def resolve(self, prefix: str) -> LocalSnapshot:
         """A snapshot by the beginning of its digest, at least six digits.
@@ -292,6 +312,14 @@ class LocalSnapshots:
             maker = parse_unique(path.name.partition("-")[2])
             if maker is not None and not maker.is_alive():
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _disk_usage_bytes(directory: Path) -> int:
+    total = 0
+    with contextlib.suppress(FileNotFoundError):  # another command deletes it just now
+        for path in directory.iterdir():
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def _read_served(directory: Path) -> Path | None:

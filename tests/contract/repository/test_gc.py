@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures.exchange import Quiet, assert_same, make_key, pages
 from fixtures.hooked_store import HookedStore
+from torpor.config import Settings
 from torpor.errors import Conflict, Damaged, DeadlineExceeded, KeyMissing, NotFound, ObjectMissing
 from torpor.snapshot.repository.check import check
 from torpor.snapshot.repository.gc import Collected, collect
 from torpor.snapshot.repository.lease import GIVE_UP_S, Lease
 from torpor.snapshot.repository.repository import Repository
+from torpor.store.stack import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from fixtures.exchange import Exchange
     from torpor.snapshot.local import LocalSnapshot
@@ -100,6 +105,24 @@ def test_grace(exchange: Exchange) -> None:
     assert (again.deleted, again.condemned) == (0, first.condemned)
     assert collect_now(exchange).deleted == first.condemned
     assert keys(exchange) == set()
+
+
+def test_killed_writers_to_a_directory(exchange: Exchange, tmp_path: Path) -> None:
+    """What they left in a file store goes once it is older than the grace and any lease."""
+    there = exchange.with_store(open_store(Settings(store=f"file://{tmp_path}/store")))
+    there.push()
+    left = tmp_path / "store" / "packs" / "f00d#1"
+    left.write_bytes(b"half")
+    collect_now(there)  # a push may be at it still
+    assert left.exists()
+    hours_ago = time.time() - 2 * 3600
+    os.utime(left, (hours_ago, hours_ago))
+    collect_now(there, grace_s=3 * 3600)
+    collect_now(there, dry_run=True)
+    assert left.exists()
+    collect_now(there, grace_s=3600)
+    assert not left.exists()
+    assert_sound(there, there.function, "f")
 
 
 def test_dry_run_changes_nothing(exchange: Exchange) -> None:

@@ -194,7 +194,10 @@ class _Collector:
                 self._progress.step("deleted", done, total)
 
     def _sweep(self, now_s: float) -> None:
-        """Remove what dead pushes and dead collections left of their own signs."""
+        """Remove what dead pushes and dead collections left of their own signs, and unfinished.
+
+        A push without a lease makes nothing of what it was writing any more.
+        """
         for prefix in (LEASES, COLLECTIONS, CLOCK):
             stale = [
                 info.key
@@ -202,6 +205,7 @@ class _Collector:
                 if now_s - info.last_modified > self._lease_s
             ]
             self._store.delete_many(stale)
+        self._store.delete_leftovers(older_than_s=max(self._grace_s, self._lease_s))
 
 
 def store_time(store: Store) -> float:
