@@ -1,6 +1,6 @@
 """Snapshots of instances whose memory is only partly here, and generations of such snapshots.
 
-The store is a real MinIO; each home has nothing but its address and the key.
+The store is a real MinIO, but where it goes away; a home has nothing but its address and the key.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.nodes import ask, running
+from torpor.errors import StoreUnreachable
 from torpor.host.pagemap import PAGE_BYTES, find_mapping
 from torpor.host.process import run
 from torpor.host.sparse import describe_sparse
@@ -25,7 +26,7 @@ from torpor.snapshot.windows import WINDOW_BYTES
 from torpor.vmm.qemu.driver import QemuVmm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from torpor.config import Settings
     from torpor.node.instance import Instance
@@ -106,11 +107,16 @@ def differing_windows(one: bytes | mmap.mmap, other: bytes | mmap.mmap) -> set[i
 
 
 @contextlib.asynccontextmanager
-async def left_paused(node: Node, instance: Instance) -> AsyncIterator[None]:
-    """A snapshot in the body leaves the VM paused; it runs on when the body ends."""
+async def left_paused(
+    node: Node, instance: Instance, *, then: Callable[[], object] = lambda: None
+) -> AsyncIterator[None]:
+    """A snapshot in the body leaves the VM paused; it runs on when the body ends.
+
+    `then` is done when everything that belongs into the pause has been.
+    """
 
     async def stay(vmm: QemuVmm) -> None:
-        pass
+        then()
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(QemuVmm, "_resume", stay)
@@ -153,6 +159,35 @@ async def test_every_window_is_right(
         async with running(eager, captured.snapshot.digest) as again:
             seen = await ask(again)
     assert (seen["count"], seen["sum"], seen["integrity"]) == (1, 7, "ok")
+
+
+async def test_snapshot_while_the_store_is_away(
+    node: Node, fresh_settings: Settings, tmp_path: Path
+) -> None:
+    """It fails with the window that did not come, and costs nobody the instance.
+
+    When the store is back a snapshot of the same instance is right.
+    """
+    await node.push("ledger")
+    store = Path(fresh_settings.store.removeprefix("file://"))
+    away = store.with_name("away")
+    settings = replace(fresh_settings, lazy=True, pager_deadline_s=1.0)
+    async with Node.open(settings) as lazy:
+        lazy.paging.pushes = False
+        async with running(lazy, "ledger") as instance:
+            await ask(instance, "POST", body={"amount": 7, "note": "row"})
+            async with left_paused(lazy, instance, then=lambda: store.rename(away)):
+                try:
+                    with pytest.raises(StoreUnreachable, match=r"memory: window [0-9]+: "):
+                        await lazy.create_snapshot(instance.id, name="late")
+                finally:
+                    away.rename(store)
+            assert lazy.parts.journal.ref("late") is None
+            async with left_paused(lazy, instance):
+                captured = await lazy.create_snapshot(instance.id, name="late")
+                live = memory_of(instance)
+            assert (await ask(instance))["count"] == 1
+    check_memory(captured.snapshot, live, (await node.inspect("ledger")).snapshot)
 
 
 def check_memory(snapshot: LocalSnapshot, live: bytes, parent: LocalSnapshot) -> None:

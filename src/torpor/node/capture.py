@@ -50,7 +50,8 @@ async def capture(
     """Snapshot a RUNNING instance, which then runs on or is stopped.
 
     When it fails or is cancelled the instance runs on if its VMM still lives, and nothing of the
-    snapshot is left. Raises NoSpace, VmmFailed, GuestFailed.
+    snapshot is left. Raises NoSpace, VmmFailed, GuestFailed; OSError when a pager does not get what
+    is missing of the parent (see `Paging.copied`).
     """
     timeline = Timeline()
     with timeline.step("sync"):

@@ -280,7 +280,6 @@ class Node:
                     f"{name!r} is the name of a function", hint="give another with --name"
                 )
             captured = await self._capture(row)
-            await in_thread(self.paging.keep_images, captured.snapshot)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
             if trial:
                 self.parts.reporter.say(f"snapshot {name} is made; waking it twice for its trial")
@@ -351,13 +350,16 @@ class Node:
         try:
             instance = await self.instances.adopt(row)
             try:
-                return await capture(
-                    self.parts,
-                    instance,
-                    kind="instance",
-                    function=instance.function,
-                    then="resume",
-                )
+                async with entered_in_thread(self.paging.copied(instance.parent)):
+                    captured = await capture(
+                        self.parts,
+                        instance,
+                        kind="instance",
+                        function=instance.function,
+                        then="resume",
+                    )
+                    await in_thread(self.paging.keep_images, captured.snapshot)
+                return captured
             finally:
                 await finish(instance.vmm.detach())
         finally:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from torpor.errors import Conflict, DeadlineExceeded, TorporError
+from torpor.errors import Conflict, DeadlineExceeded, StoreUnreachable, TorporError
 from torpor.host.cancel import uncancelled
 from torpor.host.sparse import copy_sparse
 from torpor.node.keyring import keyring_text
@@ -205,6 +205,27 @@ class Paging:
         except FileNotFoundError:  # all that it has is on this node
             return False
         return noted != self.client.mounted()
+
+    @contextlib.contextmanager
+    def copied(self, snapshot: LocalSnapshot | None) -> Iterator[None]:
+        """For a body that copies what the pager serves of a snapshot, fetching what is missing.
+
+        What could not be had before is asked for again. Raises StoreUnreachable, naming the window,
+        when one cannot be had.
+        """
+        if snapshot is None or snapshot.served is None:
+            yield
+            return
+        if self.client.failure(snapshot.digest):
+            self.open(snapshot.digest)
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnreachable(
+                f"what is missing of snapshot {snapshot.digest[:12]} on this node did not come",
+                reason=self.client.failure(snapshot.digest) or str(error),
+                hint="check that the store answers, then do it again",
+            ) from None
 
     @contextlib.contextmanager
     def readable(self, snapshot: LocalSnapshot) -> Iterator[None]:

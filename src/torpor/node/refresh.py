@@ -44,14 +44,15 @@ async def refresh_function(
                 function = msgspec.structs.replace(
                     instance.function, refreshed=instance.function.refreshed + 1
                 )
-                captured = await capture(
-                    parts, instance, kind="function", function=function, then="resume"
-                )
+                async with entered_in_thread(paging.copied(instance.parent)):
+                    captured = await capture(
+                        parts, instance, kind="function", function=function, then="resume"
+                    )
+                    await in_thread(paging.keep_images, captured.snapshot)
             finally:
                 await finish(instance.vmm.detach())
         finally:
             parts.journal.end_capture(row.id)
-        await in_thread(paging.keep_images, captured.snapshot)
         await in_thread(parts.journal.set_ref, name, captured.snapshot.digest)
     return captured
 
