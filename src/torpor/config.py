@@ -113,9 +113,9 @@ class Settings:
     )
     zstd_level: int = _row(3, _parse_level, "compression of chunks, 1 to 19")
     lazy: bool = _row(
-        False,
+        True,
         _parse_yes_no,
-        "wake what is only in the store while it still arrives; no: fetch it whole first",
+        "wake what is only in the store while it arrives; no, or without FUSE: fetch it first",
     )
     cache_bytes: int = _row(2 * 1024**3, parse_size, "the pager's chunk cache on disk, at most")
     pager_deadline_s: float = _row(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.commands import TORPOR
 from fixtures.nodes import ask, running
 from torpor.node.invoke import Request
 from torpor.node.node import Node
@@ -19,8 +24,9 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture
 def lazy_settings(fresh_settings: Settings) -> Settings:
-    """Settings of a node that has nothing but the store, and wakes lazily."""
-    return replace(fresh_settings, lazy=True)
+    """Settings of a node that has nothing but the store, and wakes lazily: that is the default."""
+    assert fresh_settings.lazy
+    return fresh_settings
 
 
 async def test_wakes_from_the_store(node: Node, lazy_settings: Settings) -> None:
@@ -119,6 +125,55 @@ async def test_snapshot_of_a_lazy_instance(node: Node, lazy_settings: Settings) 
         report = await other.push("onward")
     assert captured.snapshot.working_set()
     assert report.digest == captured.snapshot.digest
+
+
+async def test_pulled_under_a_running_instance(node: Node, lazy_settings: Settings) -> None:
+    """A pull, or a wake with `--no-lazy`, completes what is open lazily, whoever maps it."""
+    await node.push("ledger")
+    eager_settings = replace(lazy_settings, lazy=False)
+    async with Node.open(lazy_settings) as other, running(other, "ledger") as instance:
+        await ask(instance, "POST", body={"amount": 5})
+        named, _ = await other.pull("ledger")
+        assert named.snapshot.served is None
+        captured = await other.create_snapshot(instance.id, name="onward")
+        assert captured.snapshot.manifest.parent == named.snapshot.digest
+    async with (
+        Node.open(replace(lazy_settings, store="file:///nowhere")) as alone,
+        running(alone, "onward") as again,
+        running(alone, "ledger") as first,
+    ):
+        assert ((await ask(again))["count"], (await ask(first))["count"]) == (1, 0)
+    await node.push("hello")
+    async with Node.open(lazy_settings) as other, running(other, "hello") as instance:
+        assert instance.parent is not None
+        assert instance.parent.served is not None
+        async with Node.open(eager_settings) as eager, running(eager, "hello") as second:
+            assert second.parent is not None
+            assert second.parent.served is None
+            assert (await ask(second))["instance"] == second.id
+        assert (await ask(instance))["instance"] == instance.id
+
+
+async def test_without_fuse(node: Node, lazy_settings: Settings) -> None:
+    """Where nothing can be mounted a snapshot is fetched before it wakes, and that is said."""
+    await node.push("hello")
+    program = 'mount --bind /dev/null /dev/fuse && exec "$@"'
+    command = [TORPOR, "--home", lazy_settings.home, "invoke", "hello"]
+    environ = {"TORPOR_STORE": lazy_settings.store, "TORPOR_KEY": lazy_settings.key}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["unshare", "--mount", "sh", "-ec", program, "sh", *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | environ,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["instance"].startswith("hello-")
+    assert "fetching the snapshot whole first" in done.stderr
+    async with Node.open(lazy_settings) as other:
+        assert [named.snapshot.served for named in other.snapshots()] == [None]
 
 
 async def test_lazy_snapshot_is_pushed_on(node: Node, lazy_settings: Settings) -> None:

@@ -51,12 +51,14 @@ async def test_travels_to_a_node_that_has_nothing(node: Node, fresh_settings: Se
 async def test_travels_through_minio(
     node: Node, fresh_settings: Settings, minio_settings: Settings
 ) -> None:
-    """The same through a real S3 server: `restore` on B fetches what is missing by itself."""
+    """The same through a real S3 server: `restore` on B wakes it while its memory arrives."""
     parts = replace(node.parts, settings=replace(minio_settings, home=node.parts.settings.home))
     await Node(parts).push("hello")
     async with Node.open(replace(minio_settings, home=fresh_settings.home)) as other:
         async with running(other, "hello") as instance:
             answer = await ask(instance)
+            assert instance.parent is not None
+            assert instance.parent.served is not None
         assert answer["instance"] == instance.id
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torpor.node.parts import Reporter
 
 _NAME = "ledger"
+_TRAVELS = f"{_NAME}-travels"
 _ROWS_ON_A = 3
 
 
@@ -54,26 +55,33 @@ class Demonstration:
 async def demonstrate(
     settings: Settings, *, function: Path, directory: Path, reporter: Reporter
 ) -> Demonstration:
-    """Deploy on node A, let a snapshot travel through a store, wake it on node B.
+    """Deploy on node A, let a snapshot travel through a store, wake it on node B, then on C.
 
-    `directory` gets the homes `a` and `b` and the store; A's images and base are kept there for
-    the next time, all else is new in each run and gone after it.
+    B wakes it while its memory arrives, C fetches it whole first, to compare. `directory` gets the
+    homes `a`, `b` and `c` and the store; A's images and base are kept there for the next time, all
+    else is new in each run and gone after it.
     """
     shown = Demonstration()
-    home_a, home_b, store = (directory / name for name in ("a", "b", "store"))
-    for path in (home_b, store):
+    home_a, home_b, home_c, store = (directory / name for name in ("a", "b", "c", "store"))
+    for path in (home_b, home_c, store):
         shutil.rmtree(path, ignore_errors=True)
     url = settings.store or f"file://{store.absolute()}"
     shared = dataclasses.replace(settings, store=url, key=settings.key or new_key_line())
     node_a = dataclasses.replace(shared, home=home_a)
-    node_b = dataclasses.replace(shared, home=home_b)
+    node_b = dataclasses.replace(shared, home=home_b, lazy=True)
+    node_c = dataclasses.replace(shared, home=home_c, lazy=False)
     try:
         await _on_node_a(node_a, function, shown, reporter)
         await _on_node_b(node_b, shown, reporter)
-        left = [*await in_thread(find_leftovers, node_a), *await in_thread(find_leftovers, node_b)]
+        await _on_node_c(node_c, shown, reporter)
+        left = [
+            line
+            for settings in (node_a, node_b, node_c)
+            for line in await in_thread(find_leftovers, settings)
+        ]
         shown.prove("nothing is left on the host", not left, "; ".join(left))
     finally:
-        for path in (home_b, store):
+        for path in (home_b, home_c, store):
             shutil.rmtree(path, ignore_errors=True)
     return shown
 
@@ -91,33 +99,33 @@ async def _on_node_a(
             await _ask(node, instance, Request())
             shown.figures["cold boot to first response_s"] = timeline.elapsed_s()
             shown.figures["boot_s"] = timeline.duration_s("boot")
-        reporter.say("node A: waking the function, adding rows, snapshotting it")
+        reporter.say("node A: waking the function, adding rows, snapshotting it, with a trial")
         instance = await node.restore(_NAME)
         async with _stopped_after(node, instance):
             for number in range(1, _ROWS_ON_A + 1):
                 await _add_row(node, instance, number)
-            captured = await node.create_snapshot(instance.id, name=f"{_NAME}-travels")
+            captured = await node.create_snapshot(instance.id, name=_TRAVELS, trial=True)
             shown.figures["pause_s"] = captured.pause_s
+            memory = captured.snapshot.manifest.memory
+            shown.figures["memory that is not zero_bytes"] = memory.data_bytes
         reporter.say("node A: pushing the snapshot")
-        report = await node.push(f"{_NAME}-travels")
+        report = await node.push(_TRAVELS)
         shown.figures["up_bytes"] = report.moved_bytes
         shown.figures["up_s"] = report.duration_s
-        await node.remove_snapshot(f"{_NAME}-travels")
+        await node.remove_snapshot(_TRAVELS)
         await node.remove_function(_NAME)
 
 
 async def _on_node_b(settings: Settings, shown: Demonstration, reporter: Reporter) -> None:
     async with Node.open(settings, reporter=reporter) as node:
-        reporter.say("node B: pulling the snapshot")
-        _, report = await node.pull(f"{_NAME}-travels")
-        shown.figures["down_bytes"] = report.moved_bytes
-        shown.figures["down_s"] = report.duration_s
-        reporter.say("node B: waking it")
+        reporter.say("node B, which has nothing: waking it while its memory arrives")
         timeline = Timeline()
-        instance = await node.restore(f"{_NAME}-travels")
+        instance = await node.restore(_TRAVELS)
         async with _stopped_after(node, instance, check_disk=shown):
             before = await _ask(node, instance, Request())
-            shown.figures["restore to first response_s"] = timeline.elapsed_s()
+            shown.figures["remote wake to first response_s"] = timeline.elapsed_s()
+            counted = await in_thread(node.paging.client.counters)
+            shown.figures["fetched until then_bytes"] = counted["store"]["bytes"]
             number = await _add_row(node, instance, _ROWS_ON_A + 1)
             shown.prove(
                 "the ledger continues at the next number on B",
@@ -131,7 +139,33 @@ async def _on_node_b(settings: Settings, shown: Demonstration, reporter: Reporte
                 str(after["integrity"]),
             )
     cold = shown.figures["cold boot to first response_s"]
-    shown.figures["cold boot/restore"] = cold / shown.figures["restore to first response_s"]
+    shown.figures["cold boot/remote wake"] = cold / shown.figures["remote wake to first response_s"]
+
+
+async def _on_node_c(settings: Settings, shown: Demonstration, reporter: Reporter) -> None:
+    async with Node.open(settings, reporter=reporter) as node:
+        reporter.say("node C, which has nothing: fetching it whole, waking it")
+        timeline = Timeline()
+        _, report = await node.pull(_TRAVELS)
+        instance = await node.restore(_TRAVELS)
+        async with _stopped_after(node, instance):
+            await _ask(node, instance, Request())
+            shown.figures["fetched whole, to first response_s"] = timeline.elapsed_s()
+            shown.figures["fetched whole_bytes"] = report.moved_bytes
+        async with _stopped_after(node, await _timed_wake(node, shown)):
+            pass
+
+
+async def _timed_wake(node: Node, shown: Demonstration) -> Instance:
+    timeline = Timeline()
+    instance = await node.restore(_TRAVELS)
+    try:
+        await _ask(node, instance, Request())
+    except BaseException:
+        await finish(node.instances.destroy(instance.id, vmm=instance.vmm))
+        raise
+    shown.figures["local wake to first response_s"] = timeline.elapsed_s()
+    return instance
 
 
 @contextlib.asynccontextmanager

@@ -65,6 +65,15 @@ def _keep_flag(key: str) -> Callable[[bool], bool]:
     return keep
 
 
+def _keep_choice(key: str) -> Callable[[bool | None], bool | None]:
+    def keep(value: bool | None) -> bool | None:
+        if value is not None:
+            options.flags[key] = "yes" if value else "no"
+        return value
+
+    return keep
+
+
 def _keep_config(value: Path | None) -> Path | None:
     options.config = value or options.config
     return value
@@ -103,6 +112,14 @@ Plain = Annotated[
         "--plain",
         callback=_keep_flag("plain"),
         help="Without encryption: whoever reads it reads the function's memory.",
+    ),
+]
+Lazy = Annotated[
+    bool | None,
+    typer.Option(
+        "--lazy/--no-lazy",
+        callback=_keep_choice("lazy"),
+        help="Wake what is only in the store while it arrives, or fetch it whole first.",
     ),
 ]
 ExpectDigest = Annotated[

@@ -74,7 +74,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_qemu(lambda *words: run([settings.qemu, *words], timeout_s=20)),
         _check_guest_kernel(settings),
         check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
-        check_resend(lambda: connection.probe().has_resend, lazy=settings.lazy),
+        check_resend(lambda: connection.probe().has_resend),
         check_device(Path("/dev/net/tun"), "tun", "modprobe tun", needed=True),
         check_rules(_try_rules),
         *check_programs(shutil.which),
@@ -160,14 +160,14 @@ def check_device(path: Path, name: str, advice: str, *, needed: bool) -> Finding
     return Finding(name, "failure" if needed else "warning", problem, advice)
 
 
-def check_resend(ask: Callable[[], bool], *, lazy: bool) -> Finding:
+def check_resend(ask: Callable[[], bool]) -> Finding:
     """Snapshots are served where FUSE can be mounted; whose requests can best be sent again."""
     name = "FUSE resend"
     try:
         has_resend = ask()
     except (TorporError, OSError) as error:
-        advice = "run as root with fuse; TORPOR_LAZY=no fetches a snapshot whole before it wakes"
-        return Finding(name, "failure" if lazy else "warning", f"cannot mount: {error}", advice)
+        advice = "run as root with fuse; until then snapshots are fetched whole before they wake"
+        return Finding(name, "warning", f"cannot mount: {error}", advice)
     if has_resend:
         return Finding(name, "ok", "a pager that dies is replaced, its instances only wait")
     return Finding(

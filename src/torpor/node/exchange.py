@@ -131,6 +131,14 @@ class Exchange:
         snapshot = self._paging.open(reference, expect=expect, timeline=timeline)
         return self._keep(reference, snapshot.digest, snapshot.manifest).snapshot
 
+    def complete(self, digest: Digest) -> LocalSnapshot:
+        """Fetch a snapshot whole that this node has but for its memory; its names stay as they are.
+
+        The caller holds the files lock shared. Raises as `pull` does.
+        """
+        self._fetch(digest, None)
+        return self._catalogue.get(digest).snapshot
+
     def verify(self, reference: str) -> NamedSnapshot:
         """Read every byte of a snapshot on this node, what a pager serves of it too.
 

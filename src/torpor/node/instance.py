@@ -233,7 +233,7 @@ class Instances:
         self, instance: Instance, snapshot: LocalSnapshot, files: Files
     ) -> None:
         timeline = instance.timeline
-        await in_thread(self._paging.note_mount, instance.directory, files)
+        await in_thread(self._paging.note_files, instance.directory, files)
         async with entered_in_thread(self._paging.pushed(snapshot, files)):
             with timeline.step("vmm start"):
                 await instance.vmm.start()
@@ -253,7 +253,7 @@ class Instances:
         slot = await in_thread(self._parts.slots.get, row.slot)
         directory = self._parts.instances_dir / row.id
         making = _Making(row.id, directory, slot, manifest.function, Timeline())
-        files = await in_thread(self._paging.files_of, snapshot, directory / "app")
+        files = await in_thread(self._paging.files_of_instance, directory, snapshot)
         config = self._config(making, manifest.machine, files)
         vmm = await self._parts.driver.adopt(config, row.vmm)
         return making.become(vmm, manifest.machine, manifest.image, snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torpor.errors import (
@@ -11,6 +12,7 @@ from torpor.errors import (
     Damaged,
     DeadlineExceeded,
     FunctionFailed,
+    HostUnfit,
     Incompatible,
     InvalidInput,
     NotFound,
@@ -37,7 +39,7 @@ from torpor.units import Digest, parse_name
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from torpor.config import Settings
@@ -395,8 +397,11 @@ class Node:
                 if snapshot is None:
                     snapshot = await self._fetch(reference, timeline, expect)
                 elif snapshot.served is not None:
-                    with timeline.step("open"):
-                        await in_thread(self.paging.open, snapshot.digest, timeline=timeline)
+                    snapshot = await self._arrive(
+                        timeline,
+                        lazily=partial(self.paging.open, snapshot.digest, timeline=timeline),
+                        whole=partial(self.exchange.complete, snapshot.digest),
+                    )
                 if snapshot.manifest.function is None:
                     raise InvalidInput(
                         f"{reference!r} is a base and has no function in it",
@@ -416,16 +421,31 @@ class Node:
     async def _fetch(
         self, reference: str, timeline: Timeline, expect: Digest | None
     ) -> LocalSnapshot:
-        """What is only in the store: opened there if wakes are lazy, else fetched whole."""
+        """What is only in the store."""
+
+        def pull() -> LocalSnapshot:
+            return self.exchange.pull(reference, expect=expect)[0].snapshot
+
+        open_it = partial(self.exchange.open, reference, expect=expect, timeline=timeline)
+        return await self._arrive(timeline, lazily=open_it, whole=pull)
+
+    async def _arrive(
+        self,
+        timeline: Timeline,
+        *,
+        lazily: Callable[[], LocalSnapshot],
+        whole: Callable[[], LocalSnapshot],
+    ) -> LocalSnapshot:
+        """A snapshot opened in the store if wakes are lazy, fetched if not, and without FUSE."""
         settings = self.parts.settings
         if settings.lazy and settings.transfer == "repository":
-            with timeline.step("open"):
-                return await in_thread(
-                    self.exchange.open, reference, expect=expect, timeline=timeline
-                )
+            try:
+                with timeline.step("open"):
+                    return await in_thread(lazily)
+            except HostUnfit as error:
+                self.parts.reporter.say(f"{error}: fetching the snapshot whole first")
         with timeline.step("pull"):
-            pulled, _ = await in_thread(self.exchange.pull, reference, expect=expect)
-        return pulled.snapshot
+            return await in_thread(whole)
 
     def _running(self, reference: str) -> InstanceRow | None:
         """A running instance of just the snapshot that the reference means now."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from torpor.errors import Conflict, DeadlineExceeded, StoreUnreachable, TorporError
@@ -26,7 +27,6 @@ from torpor.snapshot.local import parse_unique, unique_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.parts import Parts
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=TorporError)
 
 _CLOSE_WAIT_S: Final = 2.0
-_MOUNT: Final = "mount"
+_NOTE: Final = "served-memory"
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,18 @@ class Paging:
             app = self.image_path(manifest.function.app)
         return Files(snapshot.memory, image, app, paged=snapshot.served is not None)
 
+    def files_of_instance(self, directory: Path, snapshot: LocalSnapshot) -> Files:
+        """The files that a running instance was made from.
+
+        Its memory may be the pager's although the snapshot is complete here by now.
+        """
+        files = self.files_of(snapshot, directory / "app")
+        try:
+            _, memory = _read_note(directory)
+        except FileNotFoundError:
+            return files
+        return replace(files, memory=memory, paged=True)
+
     def has_image(self, digest: Digest) -> bool:
         """Whether an image can be used: it is here, or the pager serves it."""
         return self._parts.images.has(digest) or self.client.image_path(digest).exists()
@@ -189,11 +201,12 @@ class Paging:
         hint = "check that the store answers, then wake it again"
         return type(error)(error.message, reason=reason, hint=hint)
 
-    def note_mount(self, directory: Path, files: Files) -> None:
-        """Write down in an instance's directory which mount its VM is about to map."""
+    def note_files(self, directory: Path, files: Files) -> None:
+        """Write down in an instance's directory which mount its VM is about to map, and which file."""
         if files.paged and files.memory.is_relative_to(self.client.mount):
             device = files.memory.stat().st_dev
-            (directory / _MOUNT).write_text(f"{os.major(device)}:{os.minor(device)}")
+            note = f"{os.major(device)}:{os.minor(device)} {files.memory}"
+            (directory / _NOTE).write_text(note)
 
     def has_lost_memory(self, row: InstanceRow) -> bool:
         """Whether an instance's VM maps a mount that serves no more: it ends at its next miss.
@@ -201,10 +214,10 @@ class Paging:
         A mount's number belongs to nobody else as long as somebody maps a file of it.
         """
         try:
-            noted = (self._parts.instances_dir / row.id / _MOUNT).read_text()
+            mount, _ = _read_note(self._parts.instances_dir / row.id)
         except FileNotFoundError:  # all that it has is on this node
             return False
-        return noted != self.client.mounted()
+        return mount != self.client.mounted()
 
     @contextlib.contextmanager
     def copied(self, snapshot: LocalSnapshot | None) -> Iterator[None]:
@@ -231,11 +244,12 @@ class Paging:
     def readable(self, snapshot: LocalSnapshot) -> Iterator[None]:
         """Have a snapshot's memory open for the body, whoever else needs it.
 
-        The caller holds the files lock shared.
+        The caller holds the files lock shared. Raises as `open` and `copied` do.
         """
         if snapshot.served is not None:
             self.open(snapshot.digest)
-        yield
+        with self.copied(snapshot):
+            yield
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
@@ -279,3 +293,9 @@ class Paging:
             if maker is None or not maker.is_alive():
                 log.warning("removing a trial that was cut off path=%s", mount_point)
                 trial.sweep(mount_point)
+
+
+def _read_note(directory: Path) -> tuple[str, Path]:
+    """The mount (major:minor) and the file in it that an instance's VM maps."""
+    mount, _, memory = (directory / _NOTE).read_text().partition(" ")
+    return mount, Path(memory)

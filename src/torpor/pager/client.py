@@ -291,7 +291,7 @@ class PagerClient:
         raise HostUnfit(
             "the pager did not start",
             reason="\n".join(words),
-            hint="`torpor doctor` tells whether this host can run it; TORPOR_LAZY=no does without",
+            hint="`torpor doctor` tells whether this host can run it",
         )
 
     def _reap(self) -> None:

@@ -185,13 +185,23 @@ class Staging:
         return digest
 
     def publish_as(self, encoded: bytes, digest: Digest) -> Digest:
-        """Let the snapshot appear under a manifest that describes the files already."""
+        """Let the snapshot appear under a manifest that describes the files already.
+
+        One whose memory a pager served until now is complete then: VMs that map that go on.
+        """
         (self.directory / "manifest.json").write_bytes(encoded)
         for path in self.directory.iterdir():
             path.chmod(0o400)
             _sync(path)
-        with contextlib.suppress(OSError):  # somebody else published the same one first
-            self.directory.rename(self.root / digest)
+        there = self.root / digest
+        try:
+            self.directory.rename(there)
+        except OSError:  # it is there already
+            with contextlib.suppress(FileNotFoundError):  # and complete
+                (there / _SERVED).stat()
+                self.memory.rename(there / self.memory.name)
+                (there / _SERVED).unlink()
+                _sync(there)
         _sync(self.root)
         return digest
 

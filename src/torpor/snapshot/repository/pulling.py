@@ -201,6 +201,8 @@ class _Pull:
                 continue
             with contextlib.suppress(NotFound, DataError):
                 local = self._here.snapshots.get(digest)
+                if local.served is not None:  # it would be fetched for that
+                    continue
                 known = self._repository.find_snapshot(digest, domain=self._stored.domain)
                 if known is not None and known.memory.size_bytes == self._stored.memory.size_bytes:
                     return local, known.memory
