@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from torpor.errors import (
@@ -12,7 +11,6 @@ from torpor.errors import (
     Damaged,
     DeadlineExceeded,
     FunctionFailed,
-    HostUnfit,
     Incompatible,
     InvalidInput,
     NotFound,
@@ -22,6 +20,7 @@ from torpor.errors import (
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive
 from torpor.image.spec import load_spec
+from torpor.node.arrival import Arrivals
 from torpor.node.capture import Captured, capture
 from torpor.node.catalogue import Catalogue
 from torpor.node.collect import delete_unneeded, find_unneeded
@@ -39,7 +38,7 @@ from torpor.units import Digest, parse_name
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from torpor.config import Settings
@@ -79,6 +78,7 @@ class Node:
         self.instances = Instances(parts, self.paging)
         self.catalogue = Catalogue(parts)
         self.exchange = Exchange(parts, self.catalogue, self.paging)
+        self._arrivals = Arrivals(parts, self.catalogue, self.exchange, self.paging)
         self._trials = Trials(self.instances, self.paging)
         self._deployer = Deployer(parts, self.instances, self._trials)
 
@@ -393,15 +393,7 @@ class Node:
     ) -> Instance:
         try:
             async with self._files_lock():
-                snapshot = await in_thread(self.catalogue.find, reference, expect=expect)
-                if snapshot is None:
-                    snapshot = await self._fetch(reference, timeline, expect)
-                elif snapshot.served is not None:
-                    snapshot = await self._arrive(
-                        timeline,
-                        lazily=partial(self.paging.open, snapshot.digest, timeline=timeline),
-                        whole=partial(self.exchange.complete, snapshot.digest),
-                    )
+                snapshot = await self._arrivals.get(reference, timeline, expect=expect)
                 if snapshot.manifest.function is None:
                     raise InvalidInput(
                         f"{reference!r} is a base and has no function in it",
@@ -417,35 +409,6 @@ class Node:
         except BaseException:  # what was opened for it is needed no more
             await finish(in_thread(self.paging.close_unneeded))
             raise
-
-    async def _fetch(
-        self, reference: str, timeline: Timeline, expect: Digest | None
-    ) -> LocalSnapshot:
-        """What is only in the store."""
-
-        def pull() -> LocalSnapshot:
-            return self.exchange.pull(reference, expect=expect)[0].snapshot
-
-        open_it = partial(self.exchange.open, reference, expect=expect, timeline=timeline)
-        return await self._arrive(timeline, lazily=open_it, whole=pull)
-
-    async def _arrive(
-        self,
-        timeline: Timeline,
-        *,
-        lazily: Callable[[], LocalSnapshot],
-        whole: Callable[[], LocalSnapshot],
-    ) -> LocalSnapshot:
-        """A snapshot opened in the store if wakes are lazy, fetched if not, and without FUSE."""
-        settings = self.parts.settings
-        if settings.lazy and settings.transfer == "repository":
-            try:
-                with timeline.step("open"):
-                    return await in_thread(lazily)
-            except HostUnfit as error:
-                self.parts.reporter.say(f"{error}: fetching the snapshot whole first")
-        with timeline.step("pull"):
-            return await in_thread(whole)
 
     def _running(self, reference: str) -> InstanceRow | None:
         """A running instance of just the snapshot that the reference means now."""

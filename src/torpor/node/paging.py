@@ -202,7 +202,7 @@ class Paging:
         return type(error)(error.message, reason=reason, hint=hint)
 
     def note_files(self, directory: Path, files: Files) -> None:
-        """Write down in an instance's directory which mount its VM is about to map, and which file."""
+        """Write down in an instance's directory which mount and file its VM is about to map."""
         if files.paged and files.memory.is_relative_to(self.client.mount):
             device = files.memory.stat().st_dev
             note = f"{os.major(device)}:{os.minor(device)} {files.memory}"

@@ -150,7 +150,8 @@ async def test_instance_that_is_to_end_with_its_command(
     journal.set_vmm("one", other)
     with acting_as(ProcessId.of(os.getppid()) if keeper_lives else GONE):
         journal.set_running("one", kept=True)
-    removed = await reconcile(parts, Instances(parts, Paging(parts)))
+    paging = Paging(parts)
+    removed = await reconcile(parts, Instances(parts, paging), paging)
     assert removed == ([] if keeper_lives else ["one"])
     assert other.is_alive() == keeper_lives
 
@@ -162,5 +163,6 @@ async def test_unreadable_instance_does_not_stop_other_commands(
     journal.set_vmm("one", other)
     with acting_as(GONE):
         journal.claim_capture("one")
-    assert await reconcile(parts, Instances(parts, Paging(parts))) == []
+    paging = Paging(parts)
+    assert await reconcile(parts, Instances(parts, paging), paging) == []
     assert [row.id for row in journal.instances()] == ["one"]
