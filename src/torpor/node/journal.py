@@ -9,6 +9,8 @@ Tables:
                after its resume.
     refs       name -> snapshot digest: a function, or a snapshot that was given a name
     bases      key -> snapshot digest of a base
+    remotes, recipes, answers
+               see `node.tables`
 
 Blocking; one connection a thread-hop, opened for each call, so it is safe from any thread and any
 number of processes; a writer waits up to ten seconds for another. A spare file beside it holds room
@@ -54,7 +56,7 @@ class Journal:
         self._path = path
         self._spare = path.with_name(path.name + ".spare")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._transaction() as database:
+        with self.transaction() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version in SCHEMA_STEPS:
                 for statement in SCHEMA_STEPS[version].split(";"):
@@ -67,14 +69,16 @@ class Journal:
                     hint="use the torpor that wrote it, or another --home",
                 )
 
-    def add_instance(self, instance_id: str, *, function: str, snapshot: str, port: int) -> None:
+    def add_instance(
+        self, instance_id: str, *, function: str, snapshot: str, port: int, booted: bool = False
+    ) -> None:
         """Record an instance that is about to be made; this process owns it. Raises NoSpace."""
         owner = _this_process()
         self._keep_spare()
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute(
                 "INSERT INTO instances (id, function, snapshot, state, owner_pid, owner_ticks,"
-                " port, created_ns) VALUES (?, ?, ?, 'creating', ?, ?, ?, ?)",
+                " port, created_ns, booted) VALUES (?, ?, ?, 'creating', ?, ?, ?, ?, ?)",
                 (
                     instance_id,
                     function,
@@ -83,6 +87,7 @@ class Journal:
                     owner.start_ticks,
                     port,
                     time.time_ns(),
+                    booted,
                 ),
             )
 
@@ -115,7 +120,7 @@ class Journal:
 
         Raises NotFound, Conflict when it does not run or a live command snapshots it already.
         """
-        with self._transaction() as database:
+        with self.transaction() as database:
             _claim_capture(database, instance_id)
 
     def end_capture(self, instance_id: str) -> None:
@@ -148,13 +153,13 @@ class Journal:
 
     def instances(self) -> list[InstanceRow]:
         """All instances, oldest first."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             rows = database.execute("SELECT * FROM instances ORDER BY created_ns, id").fetchall()
         return [to_instance(row) for row in rows]
 
     def set_ref(self, name: str, digest: Digest) -> None:
         """Point a name to a snapshot."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute(
                 "INSERT INTO refs VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
                 " SET digest = excluded.digest, updated_ns = excluded.updated_ns",
@@ -167,28 +172,28 @@ class Journal:
 
     def refs(self) -> list[Ref]:
         """All refs by name."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             rows = database.execute("SELECT * FROM refs ORDER BY name").fetchall()
         return [Ref(row["name"], Digest(row["digest"]), row["updated_ns"]) for row in rows]
 
     def drop_ref(self, name: str) -> None:
         """Forget a name; the snapshot stays until nothing points to it."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("DELETE FROM refs WHERE name = ?", (name,))
 
     def set_base(self, key: str, digest: Digest) -> None:
         """Record the base for a key."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("INSERT OR REPLACE INTO bases VALUES (?, ?)", (key, digest))
 
     def drop_base(self, digest: Digest) -> None:
         """Forget a base."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("DELETE FROM bases WHERE digest = ?", (digest,))
 
     def bases(self) -> dict[str, Digest]:
         """Key -> digest of every base."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             rows = database.execute("SELECT * FROM bases").fetchall()
         return {row["key"]: Digest(row["digest"]) for row in rows}
 
@@ -203,22 +208,23 @@ class Journal:
     def _release(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Make a change in a transaction, on a full disk too: it may use the spare room."""
         try:
-            with self._transaction() as database:
+            with self.transaction() as database:
                 return change(database)
         except NoSpace:
             self._spare.unlink(missing_ok=True)
-        with self._transaction() as database:
+        with self.transaction() as database:
             return change(database)
 
     def _update(self, instance_id: str, assignment: str, values: tuple[object, ...]) -> None:
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute(
                 f"UPDATE instances SET {assignment} WHERE id = ?",
                 (*values, instance_id),
             )
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, undone when the body raises. Raises NoSpace, Conflict, Damaged."""
         try:
             database = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
             with contextlib.closing(database):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torpor.units import Digest
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 InstanceState = Literal["creating", "running", "stopping"]
 
@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS instances (
     keeper_pid INTEGER,
     keeper_ticks INTEGER,
     capturer_pid INTEGER,
-    capturer_ticks INTEGER
+    capturer_ticks INTEGER,
+    booted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS refs (
     name TEXT PRIMARY KEY,
@@ -46,20 +47,56 @@ CREATE TABLE IF NOT EXISTS bases (
 ) STRICT;
 """
 
+_DAEMON = """
+CREATE TABLE IF NOT EXISTS remotes (
+    name TEXT PRIMARY KEY,
+    wanted TEXT NOT NULL,
+    known TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'stored', 'lost')),
+    error TEXT NOT NULL DEFAULT '',
+    tries INTEGER NOT NULL DEFAULT 0,
+    due_ns INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE IF NOT EXISTS recipes (
+    snapshot TEXT PRIMARY KEY,
+    recipe BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY,
+    request TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT;
+"""
+
 _FROM_VERSION_1 = """
 ALTER TABLE instances ADD COLUMN keeper_pid INTEGER;
 ALTER TABLE instances ADD COLUMN keeper_ticks INTEGER;
 ALTER TABLE instances ADD COLUMN capturer_pid INTEGER;
-ALTER TABLE instances ADD COLUMN capturer_ticks INTEGER
+ALTER TABLE instances ADD COLUMN capturer_ticks INTEGER;
 """
 
-SCHEMA_STEPS: Final = {0: _SCHEMA, 1: _FROM_VERSION_1}
+_FROM_VERSION_2 = f"""
+ALTER TABLE instances ADD COLUMN booted INTEGER NOT NULL DEFAULT 0;
+{_DAEMON}
+"""
+
+SCHEMA_STEPS: Final = {
+    0: _SCHEMA + _DAEMON,
+    1: _FROM_VERSION_1 + _FROM_VERSION_2,
+    2: _FROM_VERSION_2,
+}
 """Version of a file, 0 for a new one -> what makes it SCHEMA_VERSION."""
 
 
 @dataclass(frozen=True)
 class InstanceRow:
-    """One instance as the journal knows it. `snapshot` is empty for one that was booted."""
+    """One instance as the journal knows it.
+
+    `snapshot` is what it was woken from. An instance that was `booted` has no memory of that: it
+    runs the same function, or none if `snapshot` is empty.
+    """
 
     id: str
     function: str
@@ -73,6 +110,7 @@ class InstanceRow:
     created_ns: int
     keeper: ProcessId | None
     capturer: ProcessId | None
+    booted: bool
 
 
 @dataclass(frozen=True)
@@ -105,6 +143,7 @@ def to_instance(row: sqlite3.Row) -> InstanceRow:
         created_ns=row["created_ns"],
         keeper=_to_process(row, "keeper"),
         capturer=_to_process(row, "capturer"),
+        booted=bool(row["booted"]),
     )
 
 

@@ -74,6 +74,9 @@ def test_home_of_an_older_torpor(tmp_path: Path) -> None:
         for who in ("keeper", "capturer"):
             for what in ("pid", "ticks"):
                 database.execute(f"ALTER TABLE instances DROP COLUMN {who}_{what}")
+        database.execute("ALTER TABLE instances DROP COLUMN booted")
+        for table in ("remotes", "recipes", "answers"):
+            database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 1")
         database.commit()
     journal = Journal(path)
