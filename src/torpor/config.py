@@ -56,6 +56,30 @@ def _parse_transfer(text: str) -> str:
     return text
 
 
+def _parse_one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise InvalidInput(f"not a choice: {text!r}", hint=f"use {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _parse_listen(text: str) -> str:
+    host, separator, port = text.rpartition(":")
+    if text and not (separator and host and port.isascii() and port.isdigit()):
+        raise InvalidInput(f"not an address: {text!r}", hint="write it like 127.0.0.1:8080")
+    return text
+
+
+def _parse_token(text: str) -> str:
+    if text and (len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text):
+        raise InvalidInput(
+            "not a token", hint="use 16 or more printable ASCII characters without spaces"
+        )
+    return text
+
+
 def _parse_level(text: str) -> int:
     level = _parse_int(text)
     if not 1 <= level <= 19:
@@ -137,6 +161,36 @@ class Settings:
         20.0, parse_duration, "a request to the store that failed in passing is repeated this long"
     )
     store_concurrency: int = _row(8, _parse_int, "requests to the store at the same time")
+    snapshots: Literal["off", "local", "remote"] = _row(
+        "local",
+        _parse_one_of("off", "local", "remote"),
+        "off: functions are booted; local: woken from this node's snapshots; remote: the store is"
+        " asked before each cold start, and gets what is deployed or snapshotted",
+    )
+    socket: str = _row("", str, "the daemon's Unix socket; empty: torpor.sock below home")
+    api_listen: str = _row(
+        "", _parse_listen, "HOST:PORT on which the daemon's API listens too; needs api_token"
+    )
+    api_token: str = _row("", _parse_token, "who asks the API over TCP must have it", secret=True)
+    gateway_listen: str = _row(
+        "127.0.0.1:8080", _parse_listen, "HOST:PORT that takes invocations; empty: none"
+    )
+    drain: Literal["leave", "snapshot"] = _row(
+        "leave",
+        _parse_one_of("leave", "snapshot"),
+        "at SIGTERM the daemon leaves instances running, or snapshots and stops them",
+    )
+    drain_s: float = _row(
+        30.0, parse_duration, "requests under way at SIGTERM may take this long to end"
+    )
+    upload_retry_s: float = _row(
+        60.0, parse_duration, "an upload that failed is tried again after this, at the latest"
+    )
+    log_format: Literal["text", "json"] = _row(
+        "text",
+        _parse_one_of("text", "json"),
+        "the daemon's log: key=value, or JSON a line",
+    )
     gateway_domain: str = _row(
         "localhost", str, "requests for <function>.<this domain> go to the function; empty: none"
     )
@@ -150,6 +204,10 @@ class Settings:
     gateway_keep_alive_s: float = _row(
         75.0, parse_duration, "a client may be silent between two requests this long"
     )
+
+    def socket_path(self) -> Path:
+        """The daemon's Unix socket."""
+        return Path(self.socket) if self.socket else self.home / "torpor.sock"
 
     def store_url(self) -> str:
         """The store to use: the one set, else a file store below home."""

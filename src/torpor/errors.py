@@ -5,7 +5,8 @@
     │   ├── InvalidInput       a value, file or option is malformed
     │   ├── NotFound           no function, snapshot, instance or ref of that name
     │   ├── Conflict           it exists already, or somebody else is at it now
-    │   └── FunctionFailed     the function's own code did not start, listen or answer
+    │   ├── FunctionFailed     the function's own code did not start, listen or answer
+    │   └── NotAllowed         who asks has not shown the daemon's token
     ├── OutsideError           the host, the network or a program refused: the outside's
     │   ├── HostUnfit          a kernel feature, program, device or permission is missing
     │   ├── NoSpace            a disk is full
@@ -94,6 +95,13 @@ class FunctionFailed(UserError):
 
     exit_code = 5
     http_status = 502
+
+
+class NotAllowed(UserError):
+    """Who asks has not shown the token, or asks for what only the node's own socket may."""
+
+    exit_code = 6
+    http_status = 401
 
 
 class OutsideError(TorporError):

@@ -87,6 +87,20 @@ class ProcessId:
         return True
 
 
+_spawned: set[ProcessId] = set()
+
+
+def reap_spawned() -> None:
+    """Reap what `spawn` started here and has ended, whoever ended it. Any thread.
+
+    A process that stays for long calls it from time to time; others leave that to init.
+    """
+    for identity in list(_spawned):
+        if not identity.is_alive():
+            identity.wait(timeout_s=0)
+            _spawned.discard(identity)
+
+
 def _stat(pid: int) -> tuple[str, int]:
     """State letter and start time of a process, from /proc/PID/stat."""
     try:
@@ -204,6 +218,7 @@ def spawn(
         identity = ProcessId(child.pid, _stat(child.pid)[1])
     finally:
         child.returncode = 0  # ours to reap through ProcessId.wait, not Popen's
+    _spawned.add(identity)
     return identity
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torpor.node.exchange import Exchange
     from torpor.node.paging import Paging
     from torpor.node.parts import Parts
+    from torpor.node.remote import Remote
     from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
@@ -24,12 +25,18 @@ class Arrivals:
     """What makes snapshots ready to be woken. The caller holds the files lock shared."""
 
     def __init__(
-        self, parts: Parts, catalogue: Catalogue, exchange: Exchange, paging: Paging
+        self,
+        parts: Parts,
+        catalogue: Catalogue,
+        exchange: Exchange,
+        paging: Paging,
+        remote: Remote,
     ) -> None:
         self._parts = parts
         self._catalogue = catalogue
         self._exchange = exchange
         self._paging = paging
+        self._remote = remote
 
     async def get(
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None
@@ -39,9 +46,13 @@ class Arrivals:
         `timeline` gets the step `open` or `pull`, when there is something to do. Raises what a pull
         raises.
         """
-        here = await in_thread(self._catalogue.find, reference, expect=expect)
+        here = None
+        if not await in_thread(self._remote.newer, reference):
+            here = await in_thread(self._catalogue.find, reference, expect=expect)
         if here is None:
-            return await self._from_store(reference, timeline, expect)
+            fetched = await self._from_store(reference, timeline, expect)
+            await in_thread(self._remote.took, reference, fetched.digest)
+            return fetched
         if here.served is None:
             return here
         return await self._arrive(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import blake3
 import msgspec
 
-from torpor.errors import Damaged, FunctionFailed, GuestFailed, NotFound
+from torpor.errors import Conflict, Damaged, FunctionFailed, GuestFailed, InvalidInput, NotFound
 from torpor.host.cancel import in_thread
 from torpor.node.capture import Captured, capture
 from torpor.node.invoke import Request, Response, send_request
 from torpor.node.parts import log
+from torpor.node.tables import Recipe, Recipes
 from torpor.node.timeline import Timeline
 from torpor.snapshot.manifest import Function, Machine
 
@@ -90,11 +91,43 @@ class Deployer:
         )
         try:
             with timeline.step("function start"):
-                await self._start(spec, instance)
+                await self._start(spec.name, spec.port, recipe_of(spec), instance)
         except BaseException:
             await self._instances.destroy(instance.id, vmm=instance.vmm)
             raise
         instance.function = Function(spec.name, 1, spec.port, app.digest, spec.scale)
+        return instance
+
+    async def start_booted(self, snapshot: LocalSnapshot, timeline: Timeline) -> Instance:
+        """Boot the image of a function's snapshot and start the function, without its memory.
+
+        Raises InvalidInput for what was not deployed here, and what `deploy` raises at its start.
+        """
+        manifest = snapshot.manifest
+        function = manifest.function
+        recipe = await in_thread(Recipes(self._parts.journal).get, snapshot.digest)
+        if manifest.kind != "function" or function is None or recipe is None:
+            raise InvalidInput(
+                f"snapshot {snapshot.digest[:12]} cannot be booted",
+                reason="only a function that was deployed on this node can",
+                hint="deploy it here, or choose another setting than snapshots = off",
+            )
+        instance = await self._instances.boot(
+            manifest.machine,
+            manifest.image,
+            app=self._parts.images.path(function.app),
+            label=function.name,
+            timeline=timeline,
+            function=function,
+            snapshot=snapshot.digest,
+        )
+        try:
+            with timeline.step("function start"):
+                await self._start(function.name, function.port, recipe, instance)
+        except BaseException:
+            await self._instances.destroy(instance.id, vmm=instance.vmm)
+            raise
+        instance.parent = snapshot  # for who reads it: nothing is captured through this object
         return instance
 
     def _machine(self, spec: FunctionSpec) -> Machine:
@@ -149,7 +182,7 @@ class Deployer:
         instance = await self._instances.restore(base, app=app, label=spec.name)
         try:
             with timeline.step("function start"):
-                await self._start(spec, instance)
+                await self._start(spec.name, spec.port, recipe_of(spec), instance)
             with timeline.step("warm-up"):
                 await self._warm(spec, instance)
             return await capture(
@@ -158,22 +191,22 @@ class Deployer:
         finally:
             await self._instances.destroy(instance.id, vmm=instance.vmm)
 
-    async def _start(self, spec: FunctionSpec, instance: Instance) -> None:
+    async def _start(self, name: str, port: int, recipe: Recipe, instance: Instance) -> None:
         timeout_s = self._parts.settings.start_timeout_s
         try:
             await instance.with_agent(
                 lambda agent: agent.start(
-                    spec.command, env=dict(spec.environment), cwd=spec.cwd, port=spec.port
+                    recipe.command, env=dict(recipe.environment), cwd=recipe.cwd, port=port
                 ),
                 timeout_s=timeout_s,
             )
             await instance.with_agent(
-                lambda agent: agent.await_listening(spec.port, timeout_s=timeout_s),
+                lambda agent: agent.await_listening(port, timeout_s=timeout_s),
                 timeout_s=timeout_s + 10,
             )
         except (FunctionFailed, GuestFailed) as error:
             raise FunctionFailed(
-                f"{spec.name} did not start",
+                f"{name} did not start",
                 reason=f"{error}\n{instance.last_words()}".strip(),
                 hint=error.hint or "see its console above; command and port are in function.toml",
             ) from None
@@ -205,3 +238,31 @@ class Deployer:
             raise FunctionFailed(
                 f"{spec.name} failed at its warm-up", reason=f"{error}\n{instance.last_words()}"
             ) from None
+
+
+def recipe_of(spec: FunctionSpec) -> Recipe:
+    """What is needed to start a function again when its directory is not there any more."""
+    return Recipe(spec.command, spec.environment, spec.cwd)
+
+
+def next_revision(parts: Parts, name: str) -> int:
+    """Counted from the last one, as far as that can still be read. Blocking. Raises Conflict."""
+    known = parts.journal.ref(name)
+    if known is None:
+        return 1
+    try:
+        snapshot = parts.snapshots.get(known.digest)
+    except (NotFound, Damaged) as error:  # to deploy again is what mends it
+        log.warning("revision begins again name=%s error=%s", name, error)
+        return 1
+    return _function_of(snapshot, name).revision + 1
+
+
+def _function_of(snapshot: LocalSnapshot, name: str) -> Function:
+    function = snapshot.manifest.function
+    if function is None or snapshot.manifest.kind != "function":
+        raise Conflict(
+            f"{name!r} is the name of a snapshot, not of a function",
+            hint="deploy under another name, or remove it with `torpor snapshot rm`",
+        )
+    return function

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from torpor.errors import Damaged, InvalidInput, NotFound, ObjectMissing
 from torpor.node.keyring import find_keyring, importing_keyring, open_keyring
+from torpor.node.tables import ANYTHING
 from torpor.snapshot import whole
 from torpor.snapshot.repository.archive import ArchiveReader, ArchiveWriter, damaged_archive
 from torpor.snapshot.repository.archive_files import existing_file, new_file, pipe, spooled
@@ -72,7 +73,8 @@ class Exchange:
     def repository(self) -> Repository:
         """The repository of this node's store. Raises InvalidInput without a key for it."""
         settings = self._parts.settings
-        return Repository(open_store(settings), open_keyring(settings, self._parts.reporter))
+        store = open_store(settings, counters=self._parts.store_counters)
+        return Repository(store, open_keyring(settings, self._parts.reporter))
 
     def sealed_with(self) -> str:
         """The id of the key that seals what is pushed from here, empty if nothing does."""
@@ -81,10 +83,13 @@ class Exchange:
             return ""
         return key_name(open_keyring(settings, self._parts.reporter).current)
 
-    def push(self, reference: str, *, name: str | None = None) -> TransferReport:
+    def push(
+        self, reference: str, *, name: str | None = None, known: str = ANYTHING
+    ) -> TransferReport:
         """Send a snapshot and point a name in the store to it, its own unless `name` is given.
 
-        Raises NotFound, InvalidInput without a name or key, Conflict, StoreError.
+        `known` is what the name must mean there before, see `node.tables`. Raises NotFound,
+        InvalidInput without a name or key, Conflict, StoreError.
         """
         settings, progress = self._parts.settings, self._parts.reporter
         with self._paging.closing(), self._parts.files_lock(), contextlib.ExitStack() as stack:
@@ -105,6 +110,7 @@ class Exchange:
                         base=self._base_of(snapshot),
                         progress=progress,
                         options=PushOptions(level=settings.zstd_level),
+                        known=None if known == ANYTHING else known,
                     )
                 case other:
                     assert_never(other)

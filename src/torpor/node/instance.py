@@ -13,14 +13,13 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from torpor.errors import (
     Conflict,
     DeadlineExceeded,
     GuestFailed,
-    Incompatible,
     NoSpace,
     NotFound,
     TorporError,
@@ -32,6 +31,8 @@ from torpor.host.sparse import copy_sparse
 from torpor.image.agent import AGENT_PORT, AgentClient
 from torpor.image.kernel import KERNEL_CMDLINE
 from torpor.image.scratch import make_empty_app, make_scratch
+from torpor.node.console import read_tail
+from torpor.node.fitting import check_fits
 from torpor.node.paging import Files
 from torpor.node.parts import log
 from torpor.node.timeline import Timeline
@@ -122,17 +123,6 @@ class Instance:
             return use(AgentClient(connection, timeout_s=max(deadline - time.monotonic(), 0.1)))
 
 
-def read_tail(path: Path, lines: int) -> str:
-    """The last lines of a log, empty when there is none."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 64 * 1024))
-            text = stream.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(text.replace("\r", "").strip().splitlines()[-lines:])
-
-
 def new_instance_id(prefix: str) -> str:
     """A fresh id; it is also the guest's hostname."""
     return f"{prefix[:40].replace('.', '-').strip('-')}-{secrets.token_hex(4)}"
@@ -158,13 +148,19 @@ class Instances:
         app: Path | None = None,
         label: str = "base",
         timeline: Timeline | None = None,
+        function: Function | None = None,
+        snapshot: str = "",
     ) -> Instance:
         """Boot the image and wait for its agent. Without `app` its disk is an empty placeholder.
 
-        Raises VmmFailed, GuestFailed, HostUnfit, NoSpace; nothing is left of a failed boot.
+        `function` is what the caller is about to start in it, `snapshot` the digest of the one that
+        it could have been woken from. Raises VmmFailed, GuestFailed, HostUnfit, NoSpace; nothing is
+        left of a failed boot.
         """
         timeline = timeline or Timeline()
-        async with self._making(label, function=None, snapshot="", timeline=timeline) as making:
+        async with self._making(
+            label, function=function, snapshot=snapshot, timeline=timeline, booted=True
+        ) as making:
             directory = making.directory
             with timeline.step("files"):
                 await in_thread(make_scratch, directory / "scratch", machine.scratch_bytes)
@@ -206,7 +202,7 @@ class Instances:
         manifest = snapshot.manifest
         timeline = timeline or Timeline()
         with timeline.step("check"):
-            await in_thread(self._check_fits, snapshot)
+            await in_thread(check_fits, self._parts, self._paging, snapshot)
         function = manifest.function
         label = label or (function.name if function else "base")
         async with self._making(
@@ -254,9 +250,12 @@ class Instances:
         directory = self._parts.instances_dir / row.id
         making = _Making(row.id, directory, slot, manifest.function, Timeline())
         files = await in_thread(self._paging.files_of_instance, directory, snapshot)
+        if row.booted:
+            files = replace(files, memory=directory / "memory", paged=False)
         config = self._config(making, manifest.machine, files)
         vmm = await self._parts.driver.adopt(config, row.vmm)
-        return making.become(vmm, manifest.machine, manifest.image, snapshot)
+        parent = None if row.booted else snapshot
+        return making.become(vmm, manifest.machine, manifest.image, parent)
 
     async def thaw(self, row: InstanceRow) -> None:
         """Let a running instance go on whose snapshot was never finished: its command was killed.
@@ -283,6 +282,14 @@ class Instances:
         except BaseException:
             await finish(self.destroy(instance.id, vmm=instance.vmm))
             raise
+        self._parts.making.discard(instance.id)
+        self._parts.events.publish(
+            "instance.ready",
+            instance.id,
+            function=instance.function.name if instance.function else "",
+            ready_s=instance.timeline.elapsed_s(),
+            steps_s=instance.timeline.to_dict(),
+        )
 
     async def shut_down(self, instance: Instance) -> None:
         """End the function, unmount its disk and end the VM; the instance's files stay.
@@ -306,9 +313,10 @@ class Instances:
     async def end(self, instance_id: str) -> None:
         """Shut an instance down that another command left running, and remove everything of it.
 
-        Idempotent. While another live command makes, snapshots or removes it this waits for that;
-        Conflict when it takes too long.
+        Idempotent. While another live command, or another task of this process, makes, snapshots or
+        removes it this waits for that; Conflict when it takes too long.
         """
+        await self._await_made(instance_id)
         row = await self._claim(instance_id, _CLAIM_WAIT_S)
         if row is not None:
             await finish(self._end(row))
@@ -323,6 +331,13 @@ class Instances:
         """
         row = await self._claim(instance_id, wait_s)
         await finish(self._destroy(row, vmm))
+
+    async def _await_made(self, instance_id: str) -> None:
+        deadline = time.monotonic() + _CLAIM_WAIT_S
+        while instance_id in self._parts.making:
+            if time.monotonic() >= deadline:
+                raise Conflict(f"instance {instance_id} is still being made")
+            await asyncio.sleep(_CLAIM_RETRY_S)
 
     async def _claim(self, instance_id: str, wait_s: float) -> InstanceRow | None:
         """The row, now ours to remove; None when it is gone. Waits for others at work on it."""
@@ -359,19 +374,27 @@ class Instances:
 
     def _remove(self, row: InstanceRow) -> None:
         directory = self._parts.instances_dir / row.id
-        if row.vmm is not None and row.vmm.is_alive():
+        if row.vmm is not None:
             row.vmm.kill()
         for process in find_processes_in(directory):
             process.kill()
         self._parts.slots.release_instance(self._parts.settings.home, row.id)
         shutil.rmtree(directory, ignore_errors=True)
         self._parts.journal.drop_instance(row.id)
+        self._parts.making.discard(row.id)
         log.info("instance removed id=%s", row.id)
+        self._parts.events.publish("instance.removed", row.id, function=row.function)
         self._paging.close_unneeded()
 
     @contextlib.asynccontextmanager
     async def _making(
-        self, label: str, *, function: Function | None, snapshot: str, timeline: Timeline
+        self,
+        label: str,
+        *,
+        function: Function | None,
+        snapshot: str,
+        timeline: Timeline,
+        booted: bool = False,
     ) -> AsyncIterator[_Making]:
         """Row, directory and slot of a new instance; all of it goes again if the body fails."""
         instance_id = new_instance_id(label)
@@ -381,7 +404,9 @@ class Instances:
             function=function.name if function else "",
             snapshot=snapshot,
             port=function.port if function else 0,
+            booted=booted,
         )
+        self._parts.making.add(instance_id)
         making: _Making | None = None
         try:
             directory = self._parts.instances_dir / instance_id
@@ -396,6 +421,7 @@ class Instances:
         except BaseException:
             made = making.instance if making else None
             await finish(self.destroy(instance_id, vmm=made.vmm if made else None))
+            self._parts.making.discard(instance_id)
             raise
 
     def _config(self, making: _Making, machine: Machine, files: Files) -> VmConfig:
@@ -416,24 +442,6 @@ class Instances:
             tap=making.slot.addresses.tap,
             guest_mac=making.slot.addresses.guest_mac,
         )
-
-    def _check_fits(self, snapshot: LocalSnapshot) -> None:
-        """Refuse what this host cannot run."""
-        manifest = snapshot.manifest
-        here = self._parts.driver.platform(self._parts.boot_files().kernel_digest)
-        differences = manifest.platform.differences(here)
-        wanted = {"image": manifest.image}
-        if manifest.function is not None:
-            wanted["app"] = manifest.function.app
-        for what, digest in wanted.items():
-            if not self._paging.has_image(digest):
-                differences.append(f"{what} {digest[:12]} is not on this node")
-        if differences:
-            raise Incompatible(
-                f"snapshot {snapshot.digest[:12]} cannot run on this host",
-                reason="; ".join(differences),
-                hint="restore it on a host like the one that made it, or deploy the function here",
-            )
 
     def _record_process(self, instance: Instance) -> None:
         process = instance.vmm.process

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import (
     Conflict,
-    Damaged,
     DeadlineExceeded,
     FunctionFailed,
     Incompatible,
@@ -24,13 +23,17 @@ from torpor.node.arrival import Arrivals
 from torpor.node.capture import Captured, capture
 from torpor.node.catalogue import Catalogue
 from torpor.node.collect import delete_unneeded, find_unneeded
-from torpor.node.deploy import Deployed, Deployer
+from torpor.node.console import read_tail
+from torpor.node.deploy import Deployed, Deployer, next_revision, recipe_of
 from torpor.node.exchange import Exchange
-from torpor.node.instance import Instances, read_tail
+from torpor.node.fork import Forked, fork
+from torpor.node.instance import Instances
 from torpor.node.invoke import Request, Response, send_request
 from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, log, open_parts
 from torpor.node.reconcile import reconcile
+from torpor.node.remote import Remote
+from torpor.node.tables import Recipes
 from torpor.node.timeline import Timeline
 from torpor.node.trace import Trace, Tracer
 from torpor.node.trials import Trials
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
     from torpor.node.exchange import Exported, Imported
     from torpor.node.instance import Instance
     from torpor.node.journal_rows import InstanceRow
-    from torpor.snapshot.local import LocalSnapshot
-    from torpor.snapshot.manifest import Function
     from torpor.snapshot.transfer import TransferReport
     from torpor.vmm.interface import Driver
 
@@ -78,7 +79,8 @@ class Node:
         self.instances = Instances(parts, self.paging)
         self.catalogue = Catalogue(parts)
         self.exchange = Exchange(parts, self.catalogue, self.paging)
-        self._arrivals = Arrivals(parts, self.catalogue, self.exchange, self.paging)
+        self.remote = Remote(parts, self.exchange)
+        self._arrivals = Arrivals(parts, self.catalogue, self.exchange, self.paging, self.remote)
         self._trials = Trials(self.instances, self.paging)
         self._deployer = Deployer(parts, self.instances, self._trials)
 
@@ -131,11 +133,16 @@ class Node:
         try:
             with self._function_lock(spec.name):
                 async with self._files_lock():
-                    revision = await in_thread(self._next_revision, spec.name)
+                    revision = await in_thread(next_revision, self.parts, spec.name)
+                    known = await in_thread(self.remote.known, spec.name)
                     deployed = await self._deployer.deploy(spec, revision=revision)
-                    self.parts.journal.set_ref(spec.name, deployed.captured.snapshot.digest)
+                    digest = deployed.captured.snapshot.digest
+                    self.parts.journal.set_ref(spec.name, digest)
+                    Recipes(self.parts.journal).put(digest, recipe_of(spec))
+                    self.remote.want(spec.name, digest, known=known)
         finally:  # the old revision, or what a failed deploy made
             await finish(self.collect())
+        self.parts.events.publish("function.deployed", spec.name, snapshot=digest)
         return deployed
 
     async def start_cold(self, spec: FunctionSpec, timeline: Timeline) -> Instance:
@@ -154,11 +161,14 @@ class Node:
     async def remove_function(self, name: str) -> list[str]:
         """Stop a function's instances and delete its name; the ids that were stopped.
 
-        Raises NotFound, Conflict for a name that is a plain snapshot's.
+        With `snapshots = "remote"` in the store too, if it is only there as well. Raises NotFound,
+        Conflict for a name that is a plain snapshot's.
         """
         with self._function_lock(name):
             ref = self.parts.journal.ref(name)
             if ref is None:
+                if await in_thread(self.remote.want_deleted, name):
+                    return []
                 raise NotFound(f"there is no function {name!r}", hint="`torpor ls` lists them")
             if await in_thread(self.catalogue.kind, ref.digest) == "instance":
                 raise Conflict(
@@ -168,7 +178,9 @@ class Node:
             stopped = await self._stop_instances_of(name)
             self.parts.journal.drop_ref(name)
             stopped += await self._stop_instances_of(name)  # woken in between
+            await in_thread(self.remote.want_deleted, name)
         await self.collect()
+        self.parts.events.publish("function.removed", name, stopped=stopped)
         return stopped
 
     async def invoke(
@@ -281,13 +293,21 @@ class Node:
                 raise Conflict(
                     f"{name!r} is the name of a function", hint="give another with --name"
                 )
-            captured = await self._capture(row)
+            captured = await self.capture_running(row)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
+            self.remote.want(name, captured.snapshot.digest)
             if trial:
                 self.parts.reporter.say(f"snapshot {name} is made; waking it twice for its trial")
                 await self._trials.run(captured.snapshot, lambda clone: self._ask(clone, Request()))
         await self.collect()  # what had the name before
+        digest = captured.snapshot.digest
+        self.parts.events.publish("snapshot.created", name, snapshot=digest, instance=row.id)
         return captured
+
+    async def fork(self, instance_id: str, *, count: int = 1) -> Forked:
+        """Make `count` clones of a running instance, see `node.fork`."""
+        async with self._files_lock():
+            return await fork(self, instance_id, count=count)
 
     def snapshots(self) -> list[NamedSnapshot]:
         """All snapshots on this node that can be read, those without a name too."""
@@ -304,7 +324,9 @@ class Node:
     async def remove_snapshot(self, reference: str) -> Digest:
         """Delete a named snapshot. Raises Conflict for a function's: `rm` is for those."""
         digest = await in_thread(self.catalogue.remove_snapshot, reference)
+        await in_thread(self.remote.want_deleted, reference)
         await self.collect()
+        self.parts.events.publish("snapshot.removed", reference, snapshot=digest)
         return digest
 
     async def push(self, reference: str, *, name: str | None = None) -> TransferReport:
@@ -346,8 +368,11 @@ class Node:
 
     # inside
 
-    async def _capture(self, row: InstanceRow) -> Captured:
-        """Snapshot an instance that another command left running; it runs on."""
+    async def capture_running(self, row: InstanceRow) -> Captured:
+        """Snapshot an instance that another command left running; it runs on.
+
+        The caller holds the files lock, until the snapshot has a name or an instance.
+        """
         self.parts.journal.claim_capture(row.id)
         try:
             instance = await self.instances.adopt(row)
@@ -376,18 +401,6 @@ class Node:
             await self.instances.end(instance_id)
         return doomed
 
-    def _next_revision(self, name: str) -> int:
-        """Counted from the last one, as far as that can still be read."""
-        known = self.parts.journal.ref(name)
-        if known is None:
-            return 1
-        try:
-            snapshot = self.parts.snapshots.get(known.digest)
-        except (NotFound, Damaged) as error:  # to deploy again is what mends it
-            log.warning("revision begins again name=%s error=%s", name, error)
-            return 1
-        return _function_of(snapshot, name).revision + 1
-
     async def _wake(
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None
     ) -> Instance:
@@ -399,6 +412,8 @@ class Node:
                         f"{reference!r} is a base and has no function in it",
                         hint="restore a function or the snapshot of an instance",
                     )
+                if self.parts.settings.snapshots == "off":
+                    return await self._deployer.start_booted(snapshot, timeline)
                 instance = await self.instances.restore(snapshot, timeline=timeline)
                 try:
                     await in_thread(self.paging.hydrate, snapshot)
@@ -472,13 +487,3 @@ class Node:
 async def _traced(tracer: Tracer, instance: Instance, ready_s: float) -> Trace:
     assert instance.parent is not None
     return await in_thread(tracer.finish, instance.parent, instance.timeline, ready_s=ready_s)
-
-
-def _function_of(snapshot: LocalSnapshot, name: str) -> Function:
-    function = snapshot.manifest.function
-    if function is None or snapshot.manifest.kind != "function":
-        raise Conflict(
-            f"{name!r} is the name of a snapshot, not of a function",
-            hint="deploy under another name, or remove it with `torpor snapshot rm`",
-        )
-    return function

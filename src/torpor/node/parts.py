@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from torpor.errors import HostUnfit
@@ -11,8 +11,10 @@ from torpor.host.lock import exclusive, shared
 from torpor.image.kernel import BootFiles, load_boot
 from torpor.image.library import ImageLibrary
 from torpor.net.registry import SlotRegistry
+from torpor.node.events import Events
 from torpor.node.journal import Journal
 from torpor.snapshot.local import LocalSnapshots
+from torpor.store.metrics import Counters
 from torpor.vmm.qemu.driver import QemuDriver
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ class Parts:
     slots: SlotRegistry
     driver: Driver
     reporter: Reporter
+    events: Events = field(default_factory=Events)
+    store_counters: Counters = field(default_factory=Counters)
+    making: set[str] = field(default_factory=set)
+    """Instances that this process is just making: others of its tasks wait before they end one."""
 
     @property
     def instances_dir(self) -> Path:

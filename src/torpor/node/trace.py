@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from torpor.node.timeline import Step
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torpor.node.paging import Paging
-    from torpor.node.timeline import Step, Timeline
+    from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
 
@@ -73,6 +75,15 @@ class Trace:
             "steps": [asdict(step) for step in self.steps],
             "paged": paged,
         }
+
+
+def trace_of(data: Mapping[str, Any]) -> Trace:
+    """The trace that `to_dict` gave."""
+    paged = data["paged"]
+    if paged is not None:
+        classes = {name: Windows(**counted) for name, counted in paged["classes"].items()}
+        paged = Paged(**{**paged, "classes": classes})
+    return Trace(tuple(Step(**step) for step in data["steps"]), data["ready_s"], paged)
 
 
 class Tracer:

@@ -32,6 +32,7 @@ from torpor.snapshot.repository.repository import (
     StoredRef,
     StoredSnapshot,
     image_prefix,
+    lost_race,
     new_id,
     pack_key,
     snapshot_prefix,
@@ -75,17 +76,24 @@ def push(
     base: LocalSnapshot | None,
     progress: Progress,
     options: PushOptions | None = None,
+    known: str | None = None,
 ) -> TransferReport:
     """Send what the repository lacks of a snapshot and its images, then point `ref` to it.
 
     `images` has the files of the snapshot's image and app. `base`, where this node has it, goes
     along without a ref: other functions of the same image build on it. Cut off at any point it
-    leaves objects that no ref names; repeated, it sends only what had not arrived. Raises Conflict
-    when somebody else moved the ref meanwhile, StoreError, DeadlineExceeded when its lease ran out.
+    leaves objects that no ref names; repeated, it sends only what had not arrived. With `known`
+    the ref must mean that snapshot before, or this one already; empty: nothing. Raises Conflict
+    when it does not, and when somebody else moved the ref meanwhile, StoreError, DeadlineExceeded
+    when its lease ran out.
     """
     report = TransferReport(snapshot.digest)
     began = time.perf_counter()
     before = repository.read_ref_to_replace(ref)
+    if known is not None and isinstance(before, StoredRef | None):
+        found = before.record.snapshot if before else ""
+        if found not in (known, snapshot.digest):
+            raise lost_race(ref, before)
     if not isinstance(before, StoredRef) or not _is_whole(repository, before, snapshot):
         with Lease(repository, "push") as lease, executor(4) as pool:
             pusher = _Pusher(repository, images, progress, options or PushOptions(), report)

@@ -182,7 +182,7 @@ class Repository:
         try:
             self.store.put(key, seal(self.domain, key, record), condition=condition)
         except (ObjectConflict, ObjectMissing):
-            raise _lost_race(name, self.read_ref_to_replace(name)) from None
+            raise lost_race(name, self.read_ref_to_replace(name)) from None
 
     def delete_ref(self, name: str) -> None:
         """Forget a name, sound or not; what it pointed to is left to collections.
@@ -438,7 +438,8 @@ def _missing(key: str) -> ObjectMissing:
     )
 
 
-def _lost_race(name: str, now: StoredRef | BrokenRef | None) -> Conflict:
+def lost_race(name: str, now: StoredRef | BrokenRef | None) -> Conflict:
+    """Somebody else wrote a ref: this is what it is now."""
     match now:
         case StoredRef():
             reason = f"it points to snapshot {now.record.snapshot[:12]}"

@@ -1,0 +1,175 @@
+"""A node whose functions live in the store: `snapshots = "remote"`.
+
+The store's ref is the truth about a name, but for what this node has deployed, snapshotted or
+removed and not uploaded yet: that is in the journal and wins here until it is there. A ref is only
+replaced if it still is what this node last knew it to be; so of two nodes that deploy one name one
+wins, and the other is told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torpor.errors import Conflict, DataError, InvalidInput, NotFound, StoreError
+from torpor.node.parts import log
+from torpor.node.tables import ANYTHING, Remotes
+from torpor.snapshot.repository.repository import BrokenRef, StoredRef
+from torpor.units import Digest, is_name
+
+if TYPE_CHECKING:
+    from torpor.node.exchange import Exchange
+    from torpor.node.parts import Parts
+    from torpor.node.tables import RemoteRow
+
+
+class Remote:
+    """What one node knows of the store's refs. Blocking; any thread.
+
+    Without `snapshots = "remote"` it asks nothing and wants nothing.
+    """
+
+    def __init__(self, parts: Parts, exchange: Exchange) -> None:
+        self._parts = parts
+        self._exchange = exchange
+        self.rows = Remotes(parts.journal)
+
+    @property
+    def active(self) -> bool:
+        """Whether the store is asked at all."""
+        return self._parts.settings.snapshots == "remote"
+
+    def known(self, name: str) -> str:
+        """What a deploy that begins now will replace in the store: as `known` in `node.tables`.
+
+        If the store does not answer it is what this node knew last.
+        """
+        if not self.active:
+            return ""
+        row = self.rows.get(name)
+        if row is not None and row.state == "pending":
+            return row.known
+        try:
+            return _digest_of(self._exchange.repository().read_ref_to_replace(name))
+        except StoreError as error:
+            log.warning("the store was not asked before a deploy name=%s error=%s", name, error)
+            return "" if row is None else row.known
+
+    def want(self, name: str, digest: str, *, known: str = ANYTHING) -> None:
+        """Have the store's ref point to a snapshot; an empty digest: have it deleted."""
+        if self.active:
+            self.rows.want(name, digest, known=known)
+            self._parts.events.publish("store.ahead", name, wanted=digest)
+
+    def want_deleted(self, name: str) -> bool:
+        """Have a name deleted in the store if it is there; whether it is, as far as is known.
+
+        What this node had only wanted to upload is forgotten.
+        """
+        if not self.active:
+            return False
+        row = self.rows.get(name)
+        known = self.known(name)
+        if row is not None and not known:
+            self.rows.forget(row)
+        if known:
+            self.want(name, "", known=known)
+        return bool(known)
+
+    def newer(self, reference: str) -> bool:
+        """Whether a cold start must fetch the reference from the store: asked before each.
+
+        A function that was deleted in the store is forgotten here. Raises NotFound that says so,
+        StoreError when the store does not answer and this node has nothing of that name.
+        """
+        if not self.active or not is_name(reference):
+            return False
+        row, local = self.rows.get(reference), self._parts.journal.ref(reference)
+        if row is not None and row.state == "pending":
+            if not row.wanted:
+                raise NotFound(f"{reference!r} was removed on this node")
+            return local is None
+        try:
+            stored = self._exchange.repository().read_ref(reference)
+        except (StoreError, DataError) as error:
+            if local is None:
+                raise
+            log.warning("woken without asking the store name=%s error=%s", reference, error)
+            self._parts.events.publish("store.unreachable", reference, error=str(error))
+            return False
+        if stored is not None:
+            return local is None or local.digest != stored.record.snapshot
+        if local is not None and row is not None:
+            self._parts.journal.drop_ref(reference)
+            self.rows.forget(row)
+            raise NotFound(
+                f"{reference!r} was deleted in the store",
+                reason="another node removed it, so it is gone here too",
+                hint="deploy it again, here or there",
+            )
+        return False
+
+    def took(self, reference: str, digest: Digest) -> None:
+        """A reference was fetched from the store and is this node's now."""
+        if self.active and is_name(reference):
+            self.rows.took(reference, digest)
+
+    def find_drift(self) -> None:
+        """Want uploaded what this node's function names mean and the store was never told.
+
+        Such are functions of before `remote`, and snapshots that took their function's place.
+        """
+        rows = {row.name: row for row in self.rows.rows()}
+        for ref in self._parts.journal.refs():
+            row = rows.get(ref.name)
+            if (row is not None and row.wanted == ref.digest) or not is_name(ref.name):
+                continue
+            if self._kind(ref.digest) == "function" and (row is None or row.state != "lost"):
+                self.want(ref.name, ref.digest, known="" if row is None else row.known)
+
+    def upload(self, row: RemoteRow) -> None:
+        """Do what a pending row wants. Raises Conflict when somebody else's is in the store."""
+        if row.wanted:
+            self._push(row)
+        else:
+            self._delete(row)
+
+    def _push(self, row: RemoteRow) -> None:
+        try:
+            self._exchange.push(row.wanted, name=row.name, known=row.known)
+        except NotFound:
+            ref = self._parts.journal.ref(row.name)
+            if ref is not None and ref.digest == row.wanted:
+                raise
+            if ref is None:  # it was removed here meanwhile; what replaced it is found as drift
+                self.rows.forget(row)
+            return
+        self.rows.stored(row.name, row.wanted)
+
+    def _delete(self, row: RemoteRow) -> None:
+        repository = self._exchange.repository()
+        found = _digest_of(repository.read_ref_to_replace(row.name))
+        if found and row.known not in (ANYTHING, found):
+            raise Conflict(
+                f"{row.name} was deployed by another node before it could be deleted",
+                reason=f"it points to snapshot {found[:12]}",
+            )
+        if found:
+            repository.delete_ref(row.name)
+        self.rows.forget(row)
+
+    def _kind(self, digest: Digest) -> str | None:
+        try:
+            return self._parts.snapshots.get(digest).manifest.kind
+        except (NotFound, DataError, InvalidInput):
+            return None
+
+
+def _digest_of(ref: StoredRef | BrokenRef | None) -> str:
+    """What a ref of the store means, for the column `known`."""
+    match ref:
+        case None:
+            return ""
+        case StoredRef():
+            return ref.record.snapshot
+        case BrokenRef():  # to be mended, whatever it was
+            return ANYTHING
