@@ -25,11 +25,11 @@ LEVELS = (
     {"snapshot"},
     {"vmm", "pager", "net", "image"},
     {"node"},
-    {"gateway"},
+    {"gateway", "api"},
     {"bench"},
     {"cli"},
 )
-ASYNC_ROOMS = {"vmm", "node", "gateway", "bench", "cli"}
+ASYNC_ROOMS = {"vmm", "node", "gateway", "api", "bench", "cli"}
 
 
 def run_tool(*command: str) -> None:

@@ -23,6 +23,7 @@ from torpor.host.cancel import in_thread
 
 if TYPE_CHECKING:
     from torpor.node.node import Node
+    from torpor.node.service import Service
     from torpor.snapshot.repository.repository import Repository
 
 T = TypeVar("T")
@@ -47,13 +48,15 @@ class Options:
 options = Options()
 
 
-def _keep(key: str) -> Callable[[str | None], str | None]:
-    def keep(value: str | None) -> str | None:
+def keep(key: str) -> Callable[[str | None], str | None]:
+    """A callback that keeps an option's value as that setting's flag."""
+
+    def callback(value: str | None) -> str | None:
         if value is not None:
             options.flags[key] = value
         return value
 
-    return keep
+    return callback
 
 
 def _keep_flag(key: str) -> Callable[[bool], bool]:
@@ -91,18 +94,18 @@ def _keep_debug(value: bool) -> bool:
 
 Home = Annotated[
     str | None,
-    typer.Option("--home", metavar="DIR", callback=_keep("home"), help="The node's directory."),
+    typer.Option("--home", metavar="DIR", callback=keep("home"), help="The node's directory."),
 ]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", callback=_keep("store"), help="The object store."),
+    typer.Option("--store", metavar="URL", callback=keep("store"), help="The object store."),
 ]
 KeyFile = Annotated[
     str | None,
     typer.Option(
         "--key-file",
         metavar="FILE",
-        callback=_keep("key_file"),
+        callback=keep("key_file"),
         help="The domain keys; TORPOR_KEY wins; default: key below home.",
     ),
 ]
@@ -135,7 +138,7 @@ Transfer = Annotated[
     typer.Option(
         "--transfer",
         metavar="WAY",
-        callback=_keep("transfer"),
+        callback=keep("transfer"),
         help="repository (only what is new, sealed), or whole (for comparison).",
     ),
 ]
@@ -204,6 +207,40 @@ def with_node(
     async def main() -> int | None:
         async with open_node(collect=collect) as node:
             result = await work(node)
+        return show(result)
+
+    run_async(main)
+
+
+@contextlib.asynccontextmanager
+async def open_service() -> AsyncIterator[Service]:
+    """The daemon of this home if one answers, else the home itself, as `open_node`.
+
+    Who gives flags of his own, such as --store or --plain, gets a node of his own: a daemon has its
+    settings.
+    """
+    from torpor.api.running import is_running
+
+    settings = options.settings()
+    if options.flags.keys() <= {"home"} and await in_thread(is_running, settings.socket_path()):
+        from torpor.api.client import AsyncClient
+
+        with Progress(quiet=options.as_json) as reporter:
+            async with AsyncClient(settings.socket_path(), reporter=reporter) as client:
+                yield client
+        return
+    from torpor.node.service import LocalService
+
+    async with open_node() as node:
+        yield LocalService(node)
+
+
+def with_service(work: Callable[[Service], Awaitable[T]], show: Callable[[T], int | None]) -> None:
+    """Run `work` on the daemon or the node, then `show` its result as `with_node` does."""
+
+    async def main() -> int | None:
+        async with open_service() as service:
+            result = await work(service)
         return show(result)
 
     run_async(main)

@@ -9,19 +9,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
-from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, options, with_node
+from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, options, with_service
 from torpor.cli.output import print_json, print_table
 from torpor.cli.trace import TraceOption, show_trace
 from torpor.errors import InvalidInput
 from torpor.host.cancel import checkpoint, current_token, in_thread
+from torpor.node.trace import trace_of
 from torpor.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from torpor.node.catalogue import NamedSnapshot
-    from torpor.node.deploy import Deployed
-    from torpor.node.node import Invoked, Node
+    from torpor.node.service import Service
+    from torpor.node.views import DeployedView, FunctionView, InvokedView, RemovedView
 
 HTTP_ERROR = 22
 
@@ -40,38 +41,22 @@ def deploy(
     Example: torpor deploy examples/hello --name greeter
     """
 
-    def show(deployed: Deployed) -> None:
-        manifest = deployed.captured.snapshot.manifest
-        data = {
-            "function": deployed.name,
-            "revision": deployed.revision,
-            "snapshot": deployed.captured.snapshot.digest,
-            "base_reused": deployed.base_reused,
-            "pause_s": deployed.captured.pause_s,
-            "written_bytes": deployed.captured.written_bytes,
-            "memory_bytes": manifest.machine.memory_bytes,
-            "nonzero_bytes": manifest.memory.data_bytes,
-            "image_bytes": deployed.image_bytes,
-            "steps_s": deployed.timeline.to_dict(),
-        }
+    def show(deployed: DeployedView) -> None:
         if options.as_json:
-            print_json(data)
+            print_json(msgspec.to_builtins(deployed))
             return
+        memory = format_size(deployed.nonzero_bytes)
         rows = [
-            ("function", f"{deployed.name}, revision {deployed.revision}"),
-            ("snapshot", deployed.captured.snapshot.digest[:12]),
-            (
-                "memory",
-                f"{format_size(manifest.memory.data_bytes)} of "
-                f"{format_size(manifest.machine.memory_bytes)}",
-            ),
+            ("function", f"{deployed.function}, revision {deployed.revision}"),
+            ("snapshot", deployed.snapshot[:12]),
+            ("memory", f"{memory} of {format_size(deployed.memory_bytes)}"),
             ("base", "reused" if deployed.base_reused else "made"),
-            ("pause", format_duration(deployed.captured.pause_s)),
-            *((step, format_duration(s)) for step, s in deployed.timeline.to_dict().items()),
+            ("pause", format_duration(deployed.pause_s)),
+            *((step, format_duration(s)) for step, s in deployed.steps_s.items()),
         ]
         print_table(("", ""), rows, empty="")
 
-    with_node(lambda node: node.deploy(directory, name=name), show)
+    with_service(lambda service: service.deploy(directory, name=name), show)
 
 
 def invoke(
@@ -100,39 +85,38 @@ def invoke(
     Example: torpor invoke ledger -d '{"amount": 5}' -H 'Content-Type: application/json'
     """
 
-    async def work(node: Node) -> Invoked:
+    async def work(service: Service) -> InvokedView:
         from torpor.node.invoke import Request
 
         body = None if data is None else await in_thread(_body, data)
         verb = method or ("GET" if body is None else "POST")
         headers = tuple(_header(text) for text in header or ())
         request = Request(verb, path, headers, body)
-        return await node.invoke(function, request, keep=keep, trace=trace)
+        return await service.invoke(function, request, keep=keep, trace=trace)
 
-    def show(invoked: Invoked) -> int:
-        response = invoked.response
+    def show(invoked: InvokedView) -> int:
         if options.as_json:
             print_json(_invoked(invoked))
         else:
             if include:
-                sys.stdout.write(f"{response.status} {response.reason}\n")
-                sys.stdout.write("".join(f"{name}: {value}\n" for name, value in response.headers))
+                sys.stdout.write(f"{invoked.status} {invoked.reason}\n")
+                sys.stdout.write("".join(f"{name}: {value}\n" for name, value in invoked.headers))
                 sys.stdout.write("\n")
             sys.stdout.flush()
-            sys.stdout.buffer.write(response.body)
-            if sys.stdout.isatty() and not response.body.endswith(b"\n"):
+            sys.stdout.buffer.write(invoked.body)
+            if sys.stdout.isatty() and not invoked.body.endswith(b"\n"):
                 sys.stdout.write("\n")
             if invoked.trace is not None:
                 sys.stdout.flush()
-                show_trace(invoked.trace, to=sys.stderr)
+                show_trace(trace_of(invoked.trace), to=sys.stderr)
             elif trace:
                 sys.stderr.write("nothing to trace: an instance was running\n")
-        if response.status >= 400:
-            sys.stderr.write(f"the function answered {response.status} {response.reason}\n")
+        if invoked.status >= 400:
+            sys.stderr.write(f"the function answered {invoked.status} {invoked.reason}\n")
             return HTTP_ERROR
         return 0
 
-    with_node(work, show)
+    with_service(work, show)
 
 
 def list_functions(
@@ -147,32 +131,29 @@ def list_functions(
     Example: torpor ls --json
     """
 
-    async def work(node: Node) -> list[dict[str, Any]]:
-        running = [row.function for row in node.parts.journal.instances()]
-        return [
-            _function(named, name, running) for named in node.functions() for name in named.names
-        ]
-
-    def show(rows: list[dict[str, Any]]) -> None:
+    def show(functions: list[FunctionView]) -> None:
         if options.as_json:
-            print_json(rows)
+            print_json(msgspec.to_builtins(functions))
             return
+        told = any(function.store for function in functions)
         cells = [
             (
-                row["name"],
-                row["revision"],
-                row["snapshot"][:12],
-                row["port"],
-                format_size(row["memory_bytes"]),
-                format_size(row["disk_usage_bytes"]),
-                row["instances"],
+                function.name,
+                function.revision,
+                function.snapshot[:12],
+                function.port,
+                format_size(function.memory_bytes),
+                format_size(function.disk_usage_bytes),
+                function.instances,
+                *([function.store] if told else []),
             )
-            for row in rows
+            for function in functions
         ]
-        columns = ("NAME", "REVISION", "SNAPSHOT", "PORT", "MEMORY", "ON DISK", "INSTANCES")
+        columns = ["NAME", "REVISION", "SNAPSHOT", "PORT", "MEMORY", "ON DISK", "INSTANCES"]
+        columns += ["STORE"] if told else []
         print_table(columns, cells, empty="no functions; `torpor deploy DIR` makes one")
 
-    with_node(work, show)
+    with_service(lambda service: service.functions(), show)
 
 
 def remove(
@@ -188,19 +169,16 @@ def remove(
     Example: torpor rm hello ledger
     """
 
-    async def work(node: Node) -> list[dict[str, Any]]:
-        return [
-            {"function": name, "stopped": await node.remove_function(name)} for name in functions
-        ]
+    async def work(service: Service) -> list[RemovedView]:
+        return [await service.remove_function(name) for name in functions]
 
-    def show(rows: list[dict[str, Any]]) -> None:
+    def show(removed: list[RemovedView]) -> None:
         if options.as_json:
-            print_json(rows)
+            print_json(msgspec.to_builtins(removed))
         else:
-            for row in rows:
-                sys.stdout.write(f"{row['function']}\n")
+            sys.stdout.write("".join(f"{one.function}\n" for one in removed))
 
-    with_node(work, show)
+    with_service(work, show)
 
 
 def _body(text: str) -> bytes:
@@ -238,32 +216,17 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _invoked(invoked: Invoked) -> dict[str, Any]:
-    response = invoked.response
+def _invoked(invoked: InvokedView) -> dict[str, Any]:
     try:
-        body = {"body": response.body.decode()}
+        body = {"body": invoked.body.decode()}
     except UnicodeDecodeError:
-        body = {"body_base64": base64.b64encode(response.body).decode()}
+        body = {"body_base64": base64.b64encode(invoked.body).decode()}
     return {
-        "status": response.status,
-        "headers": [list(pair) for pair in response.headers],
+        "status": invoked.status,
+        "headers": [list(pair) for pair in invoked.headers],
         **body,
-        "instance": invoked.instance_id,
+        "instance": invoked.instance,
         "woken": invoked.woken,
-        "steps_s": invoked.timeline.to_dict(),
-        **({} if invoked.trace is None else {"trace": invoked.trace.to_dict()}),
-    }
-
-
-def _function(named: NamedSnapshot, name: str, running: list[str]) -> dict[str, Any]:
-    manifest = named.snapshot.manifest
-    assert manifest.function is not None
-    return {
-        "name": name,
-        "revision": manifest.function.revision,
-        "snapshot": named.snapshot.digest,
-        "port": manifest.function.port,
-        "memory_bytes": manifest.machine.memory_bytes,
-        "disk_usage_bytes": named.snapshot.disk_usage_bytes(),
-        "instances": running.count(name),
+        "steps_s": invoked.steps_s,
+        **({} if invoked.trace is None else {"trace": invoked.trace}),
     }

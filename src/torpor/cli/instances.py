@@ -1,11 +1,13 @@
-"""ps, logs, stop, restore."""
+"""ps, logs, stop, fork, restore."""
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from torpor.cli.context import (
@@ -19,21 +21,25 @@ from torpor.cli.context import (
     Plain,
     StoreUrl,
     open_node,
+    open_service,
     options,
     run_async,
-    with_node,
+    with_service,
 )
 from torpor.cli.output import print_json, print_table
 from torpor.cli.trace import Plot, TraceOption, check_plot, draw, show_trace
 from torpor.host.cancel import in_thread
+from torpor.node.trace import trace_of
 from torpor.units import format_duration, parse_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torpor.node.instance import Instance
-    from torpor.node.journal_rows import InstanceRow
     from torpor.node.node import Node
+    from torpor.node.service import Service
+    from torpor.node.trace import Trace
+    from torpor.node.views import ForkedView, InstanceView, LogsView, RestoredView
 
 _A_DAY_S = 86400.0
 
@@ -50,12 +56,9 @@ def list_instances(
     Example: torpor ps --json
     """
 
-    async def work(node: Node) -> list[InstanceRow]:
-        return await in_thread(node.parts.journal.instances)
-
-    def show(rows: list[InstanceRow]) -> None:
+    def show(rows: list[InstanceView]) -> None:
         if options.as_json:
-            print_json([_row(row) for row in rows])
+            print_json(msgspec.to_builtins(rows))
             return
         cells = [
             (
@@ -64,7 +67,7 @@ def list_instances(
                 row.state,
                 f"{row.address}:{row.port}",
                 row.snapshot[:12],
-                row.vmm.pid if row.vmm else "-",
+                "-" if row.pid is None else row.pid,
                 format_duration((time.time_ns() - row.created_ns) / 1e9),
             )
             for row in rows
@@ -72,12 +75,15 @@ def list_instances(
         columns = ("ID", "FUNCTION", "STATE", "ADDRESS", "SNAPSHOT", "PID", "AGE")
         print_table(columns, cells, empty="no instances")
 
-    with_node(work, show)
+    with_service(lambda service: service.instances(), show)
 
 
 def logs(
     instance: Annotated[str, typer.Argument(metavar="ID", help="An instance or its beginning.")],
     lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="The last N lines.")] = 1000,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until the instance ends, or Ctrl-C.")
+    ] = False,
     home: Home = None,
     store: StoreUrl = None,
     config: Config = None,
@@ -86,19 +92,17 @@ def logs(
 ) -> None:
     """Print what an instance's console printed since it was woken.
 
-    Example: torpor logs hello-3f -n 20
+    Example: torpor logs hello-3f -n 20 --follow
     """
 
-    async def work(node: Node) -> str:
-        return await in_thread(node.console, instance, lines=lines)
+    async def main() -> None:
+        async with open_service() as service:
+            if follow:
+                await _follow(service, instance, lines)
+            else:
+                _show_logs(await service.logs(instance, lines=lines))
 
-    def show(text: str) -> None:
-        if options.as_json:
-            print_json({"instance": instance, "lines": text.splitlines()})
-        elif text:
-            sys.stdout.write(text + "\n")
-
-    with_node(work, show)
+    run_async(main)
 
 
 def stop(
@@ -114,16 +118,31 @@ def stop(
     Example: torpor stop hello-3f8a0c11
     """
 
-    async def work(node: Node) -> list[str]:
-        return await node.stop_all(instances)
-
     def show(stopped: list[str]) -> None:
         if options.as_json:
             print_json(stopped)
         else:
             sys.stdout.write("".join(f"{instance}\n" for instance in stopped))
 
-    with_node(work, show)
+    with_service(lambda service: service.stop(instances), show)
+
+
+def fork(
+    instance: Annotated[str, typer.Argument(metavar="ID", help="An instance or its beginning.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="Clones.")] = 1,
+    home: Home = None,
+    store: StoreUrl = None,
+    config: Config = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make clones of a running instance: same memory and disk, each goes its own way from there.
+
+    The instance stands still for one pause. Each clone has its own address, name and entropy.
+
+    Example: torpor fork ledger-3f8a0c11 --count 2
+    """
+    with_service(lambda service: service.fork(instance, count=count), _show_forked)
 
 
 def restore(
@@ -154,18 +173,22 @@ def restore(
 
     async def main() -> None:
         await in_thread(check_plot, plot)
-        async with open_node() as node:
-            expect = parse_digest(expect_digest) if expect_digest else None
-            instance = await node.restore(reference, kept=wait, expect=expect, trace=traced)
+        expect = parse_digest(expect_digest) if expect_digest else None
 
-            def show() -> None:
-                _show_restored(instance)
-                draw(instance.trace, plot, title=f"restore {reference}")
+        def show(restored: RestoredView) -> None:
+            trace = None if restored.trace is None else trace_of(restored.trace)
+            _show_restored(restored, trace)
+            draw(trace, plot, title=f"restore {reference}")
 
-            if wait:
-                await _wait_for_end(node, instance, show)
-            else:
-                show()
+        from torpor.node.service import view_restored
+
+        if wait:  # the instance is this command's, not a daemon's
+            async with open_node() as node:
+                instance = await node.restore(reference, kept=True, expect=expect, trace=traced)
+                await _wait_for_end(node, instance, lambda: show(view_restored(instance)))
+        else:
+            async with open_service() as service:
+                show(await service.restore(reference, expect=expect, trace=traced))
 
     run_async(main)
 
@@ -182,31 +205,38 @@ async def _wait_for_end(node: Node, instance: Instance, show: Callable[[], None]
         await node.stop_instance(instance)
 
 
-def _show_restored(instance: Instance) -> None:
-    assert instance.function is not None
-    address = f"{instance.address}:{instance.function.port}"
-    steps, trace = instance.timeline.to_dict(), instance.trace
+async def _follow(service: Service, instance: str, lines: int) -> None:
+    async for line in service.follow_logs(instance, lines=lines):
+        sys.stdout.write((json_module.dumps(line) if options.as_json else line) + "\n")
+        sys.stdout.flush()
+
+
+def _show_logs(logs: LogsView) -> None:
     if options.as_json:
-        data = {"instance": instance.id, "address": address, "steps_s": steps}
-        print_json(data if trace is None else {**data, "trace": trace.to_dict()})
+        print_json(msgspec.to_builtins(logs))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in logs.lines))
+
+
+def _show_restored(restored: RestoredView, trace: Trace | None) -> None:
+    if options.as_json:
+        data = msgspec.to_builtins(restored)
+        if trace is None:
+            del data["trace"]
+        print_json(data)
         return
-    rows = [("instance", instance.id), ("address", f"http://{address}/")]
+    rows = [("instance", restored.instance), ("address", f"http://{restored.address}/")]
     if trace is None:
-        rows += [(step, format_duration(duration_s)) for step, duration_s in steps.items()]
+        rows += [(step, format_duration(took_s)) for step, took_s in restored.steps_s.items()]
     print_table(("", ""), rows, empty="")
     if trace is not None:
         show_trace(trace)
 
 
-def _row(row: InstanceRow) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "function": row.function,
-        "state": row.state,
-        "address": row.address,
-        "port": row.port,
-        "slot": row.slot,
-        "snapshot": row.snapshot,
-        "pid": row.vmm.pid if row.vmm else None,
-        "created_ns": row.created_ns,
-    }
+def _show_forked(forked: ForkedView) -> None:
+    if options.as_json:
+        print_json(msgspec.to_builtins(forked))
+        return
+    cells = [(clone.instance, f"http://{clone.address}/") for clone in forked.clones]
+    print_table(("ID", "ADDRESS"), cells, empty="")
+    sys.stdout.write(f"{forked.instance} stood still for {format_duration(forked.pause_s)}\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from torpor import __version__
-from torpor.cli import functions, host, instances, keys, measure, snapshots, store, transfers
+from torpor.cli import functions, host, instances, keys, measure, serve, snapshots, store, transfers
 from torpor.cli.context import Config, Debug, Home, Json, StoreUrl
 
 app = typer.Typer(
@@ -39,11 +39,12 @@ def main(
 ) -> None:
     """Functions in microVMs that fall asleep as snapshots and wake on any node.
 
-    Exit codes: 0 done, 1 a check failed, 2 to 5 your request, 10 to 24 host or store, 30 to 33
+    Exit codes: 0 done, 1 a check failed, 2 to 6 your request, 10 to 24 host or store, 30 to 33
     stored data, 70 a bug, 130 interrupted.
     """
 
 
+app.command("serve")(serve.serve)
 app.command("doctor")(host.doctor)
 app.command("deploy")(functions.deploy)
 app.command("invoke")(functions.invoke)
@@ -52,6 +53,7 @@ app.command("rm")(functions.remove)
 app.command("ps")(instances.list_instances)
 app.command("logs")(instances.logs)
 app.command("stop")(instances.stop)
+app.command("fork")(instances.fork)
 app.command("restore")(instances.restore)
 snapshots.app.command("push")(transfers.push)
 snapshots.app.command("pull")(transfers.pull)

@@ -18,17 +18,18 @@ from torpor.cli.context import (
     options,
     with_node,
     with_repository,
+    with_service,
 )
 from torpor.cli.output import print_json, print_table
 from torpor.host.cancel import in_thread
 from torpor.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from torpor.node.capture import Captured
     from torpor.node.catalogue import NamedSnapshot
     from torpor.node.collect import Unneeded
     from torpor.node.node import Node
-    from torpor.snapshot.local import Unreadable
+    from torpor.node.service import Service
+    from torpor.node.views import CapturedView, SnapshotView, UnreadableView
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, move and delete snapshots.")
 
@@ -58,30 +59,22 @@ def create(
     Example: torpor snapshot create ledger-3f8a0c11 --name before-upgrade --trial
     """
 
-    def show(captured: Captured) -> None:
-        working_set = captured.snapshot.working_set()
-        touched = {part.file: len(part.windows) for part in working_set}
-        data = {
-            "snapshot": captured.snapshot.digest,
-            "pause_s": captured.pause_s,
-            "written_bytes": captured.written_bytes,
-            "steps_s": captured.timeline.to_dict(),
-            "working_set": touched,
-        }
+    def show(captured: CapturedView) -> None:
         if options.as_json:
-            print_json(data)
+            print_json(msgspec.to_builtins(captured))
             return
         rows = [
-            ("snapshot", captured.snapshot.digest[:12]),
+            ("snapshot", captured.snapshot[:12]),
             ("pause", format_duration(captured.pause_s)),
             ("written since its parent", format_size(captured.written_bytes)),
         ]
         if trial:
-            found = ", ".join(f"{file} {count} windows" for file, count in touched.items())
+            touched = captured.working_set.items()
+            found = ", ".join(f"{file} {count} windows" for file, count in touched)
             rows.append(("working set", found or "none: FUSE cannot be mounted"))
         print_table(("", ""), rows, empty="")
 
-    with_node(lambda node: node.create_snapshot(instance, name=name, trial=trial), show)
+    with_service(lambda service: service.create_snapshot(instance, name=name, trial=trial), show)
 
 
 @app.command("ls")
@@ -97,30 +90,39 @@ def list_snapshots(
     Example: torpor snapshot ls
     """
 
-    async def work(node: Node) -> tuple[list[NamedSnapshot], list[dict[str, Any]]]:
-        unreadable = await in_thread(node.catalogue.unreadable)
-        return node.snapshots(), [_unreadable(one, names) for one, names in unreadable]
+    async def work(service: Service) -> tuple[list[SnapshotView], list[UnreadableView]]:
+        return await service.snapshots(), await service.unreadable()
 
-    def show(found: tuple[list[NamedSnapshot], list[dict[str, Any]]]) -> None:
-        rows = [*(_summary(named) for named in found[0]), *found[1]]
+    def show(found: tuple[list[SnapshotView], list[UnreadableView]]) -> None:
+        snapshots, unreadable = found
         if options.as_json:
-            print_json(rows)
+            print_json(msgspec.to_builtins([*snapshots, *unreadable]))
             return
         cells = [
             (
-                row["snapshot"][:12],
-                row["kind"],
-                " ".join(row["names"]) or "-",
-                format_size(row["nonzero_bytes"]) if "nonzero_bytes" in row else "-",
-                format_size(row["disk_usage_bytes"]),
+                one.snapshot[:12],
+                one.kind,
+                " ".join(one.names) or "-",
+                format_size(one.nonzero_bytes),
+                format_size(one.disk_usage_bytes),
             )
-            for row in rows
+            for one in snapshots
+        ]
+        cells += [
+            (
+                one.snapshot[:12],
+                one.kind,
+                " ".join(one.names) or "-",
+                "-",
+                format_size(one.disk_usage_bytes),
+            )
+            for one in unreadable
         ]
         print_table(("DIGEST", "KIND", "NAMES", "NON-ZERO", "ON DISK"), cells, empty="no snapshots")
-        for row in found[1]:
-            sys.stderr.write(f"{row['reason']}\n")
+        for one in unreadable:
+            sys.stderr.write(f"{one.reason}\n")
 
-    with_node(work, show)
+    with_service(work, show)
 
 
 @app.command()
@@ -209,7 +211,7 @@ def remove(
         else:
             sys.stdout.write(f"{digest}\n")
 
-    with_node(lambda node: node.remove_snapshot(reference), show)
+    with_service(lambda service: service.remove_snapshot(reference), show)
 
 
 @app.command()
@@ -256,28 +258,8 @@ def _show_named(named: NamedSnapshot) -> None:
         sys.stdout.write(f"{named.snapshot.digest}\n")
 
 
-def _unreadable(one: Unreadable, names: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "snapshot": one.digest,
-        "kind": "unreadable",
-        "names": list(names),
-        "reason": str(one.error),
-        "disk_usage_bytes": one.disk_usage_bytes,
-    }
-
-
 def _summary(named: NamedSnapshot) -> dict[str, Any]:
-    manifest = named.snapshot.manifest
-    return {
-        "snapshot": named.snapshot.digest,
-        "kind": manifest.kind,
-        "names": list(named.names),
-        "function": manifest.function.name if manifest.function else None,
-        "parent": manifest.parent,
-        "image": manifest.image,
-        "memory_bytes": manifest.memory.size_bytes,
-        "nonzero_bytes": manifest.memory.data_bytes,
-        "vmstate_bytes": manifest.vmstate.size_bytes,
-        "disk_data_bytes": manifest.disk.data_bytes,
-        "disk_usage_bytes": named.snapshot.disk_usage_bytes(),
-    }
+    from torpor.node.service import view_snapshot
+
+    found: dict[str, Any] = msgspec.to_builtins(view_snapshot(named))
+    return found

@@ -22,6 +22,7 @@ from torpor.node.views import (
     RestoredView,
     RevisionView,
     SnapshotView,
+    UnreadableView,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Service(Protocol):
 
     async def snapshots(self) -> list[SnapshotView]:
         """The snapshots of the node, bases too."""
+
+    async def unreadable(self) -> list[UnreadableView]:
+        """The snapshots of the node that cannot be read, and why."""
 
     async def deploy(self, directory: Path, *, name: str | None = None) -> DeployedView:
         """Deploy the function of a directory of the node's host."""
@@ -126,6 +130,19 @@ class LocalService:
     async def snapshots(self) -> list[SnapshotView]:
         """See Service."""
         return await in_thread(lambda: [view_snapshot(n) for n in self._node.snapshots()])
+
+    async def unreadable(self) -> list[UnreadableView]:
+        """See Service."""
+        return [
+            UnreadableView(
+                snapshot=one.digest,
+                kind="unreadable",
+                names=names,
+                reason=str(one.error),
+                disk_usage_bytes=one.disk_usage_bytes,
+            )
+            for one, names in await in_thread(self._node.catalogue.unreadable)
+        ]
 
     async def deploy(self, directory: Path, *, name: str | None = None) -> DeployedView:
         """See Service."""

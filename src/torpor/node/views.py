@@ -72,6 +72,16 @@ class SnapshotView(View, frozen=True, kw_only=True):
     disk_usage_bytes: int
 
 
+class UnreadableView(View, frozen=True, kw_only=True):
+    """A snapshot on this node that cannot be read, of a newer format or damaged, and why."""
+
+    snapshot: str
+    kind: str
+    names: tuple[str, ...]
+    reason: str
+    disk_usage_bytes: int
+
+
 class DeployedView(View, frozen=True, kw_only=True):
     """What a deploy made, and where the time went."""
 

@@ -1,0 +1,1 @@
+"""The daemon, its HTTP API, and the clients of that."""

@@ -1,0 +1,71 @@
+"""Requests with an `Idempotency-Key` are done once; their repeats get the first answer.
+
+An answer is kept in the journal for a day, after it was made and before it is sent. Only success
+is: what failed may be tried again under its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from torpor.errors import Conflict
+from torpor.host.cancel import in_thread
+from torpor.node.tables import Answer, Answers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from torpor.node.journal import Journal
+
+
+class Once:
+    """The keys that are being worked on, and those that were. Belongs to one asyncio loop."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._answers = Answers(journal)
+        self._busy: set[str] = set()
+
+    async def do(
+        self, key: str | None, request: str, work: Callable[[], Awaitable[object]]
+    ) -> msgspec.Raw:
+        """The encoded result of `work`, or of its first run under this key.
+
+        Raises Conflict while that still runs, and when the key was another request's.
+        """
+        if key is None:
+            return msgspec.Raw(msgspec.json.encode(await work()))
+        with self._claimed(key):
+            known = await in_thread(self._answers.get, key)
+            if known is not None:
+                if known.request != request:
+                    raise Conflict(
+                        "the idempotency key was used for another request",
+                        hint="take a new key for each thing to do, the same one for its repeats",
+                    )
+                return msgspec.Raw(known.body)
+            body = msgspec.json.encode(await work())
+            # not in a thread: a cancellation must not lose what was done
+            self._answers.put(key, Answer(request, 200, body))
+            return msgspec.Raw(body)
+
+    @contextlib.contextmanager
+    def _claimed(self, key: str) -> Iterator[None]:
+        if key in self._busy:
+            raise Conflict(
+                "a request with this idempotency key is under way",
+                hint="repeat it when that has ended, to get its answer",
+            )
+        self._busy.add(key)
+        try:
+            yield
+        finally:
+            self._busy.discard(key)
+
+
+def fingerprint(method: str, path: str, body: bytes) -> str:
+    """What tells two requests under one key apart."""
+    return f"{method} {path} {hashlib.sha256(body).hexdigest()}"
