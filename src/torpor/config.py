@@ -72,6 +72,14 @@ def _parse_listen(text: str) -> str:
     return text
 
 
+def _parse_otlp(text: str) -> str:
+    if text and not text.startswith(("http://", "https://")):
+        raise InvalidInput(
+            f"not a collector's URL: {text!r}", hint="write it like http://127.0.0.1:4318/v1/traces"
+        )
+    return text
+
+
 def _parse_token(text: str) -> str:
     if text and (len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text):
         raise InvalidInput(
@@ -190,6 +198,12 @@ class Settings:
         "text",
         _parse_one_of("text", "json"),
         "the daemon's log: key=value, or JSON a line",
+    )
+    otlp_endpoint: str = _row(
+        "",
+        _parse_otlp,
+        "http://HOST:4318/v1/traces of an OpenTelemetry collector that gets spans of requests and"
+        " cold starts; empty: none",
     )
     gateway_domain: str = _row(
         "localhost", str, "requests for <function>.<this domain> go to the function; empty: none"

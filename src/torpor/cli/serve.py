@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json as json_module
 import logging
 import re
@@ -26,7 +27,12 @@ from torpor.cli.context import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.trace import Tracer
+
     from torpor.api.daemon import Daemon, Invocations
+    from torpor.config import Settings
     from torpor.node.node import Node
 
 _PAIR: Final = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=(.*?)(?=\s[A-Za-z_]\w*=|$)")
@@ -85,21 +91,35 @@ def serve(
         settings = options.settings()
         _set_up_logging(as_json=settings.log_format == "json")
 
-        def make_gateway(node: Node) -> Invocations | None:
-            from torpor.gateway import Gateway
+        with _tracer(settings) as tracer:
 
-            return Gateway(node, settings) if settings.gateway_listen else None
+            def make_gateway(node: Node) -> Invocations | None:
+                from torpor.gateway import Gateway
 
-        async with Daemon.running(settings, make_gateway) as daemon:
-            for address in daemon.addresses:
-                sys.stderr.write(f"API on {address}\n")
-            gateway = daemon.state.gateway()
-            sys.stderr.write(f"invocations on {gateway}\n" if gateway else "no invocations\n")
-            sys.stderr.flush()
-            await _until_signal(daemon)
+                listens = settings.gateway_listen
+                return Gateway(node, settings, tracer=tracer) if listens else None
+
+            async with Daemon.running(settings, make_gateway) as daemon:
+                for address in daemon.addresses:
+                    sys.stderr.write(f"API on {address}\n")
+                gateway = daemon.state.gateway()
+                sys.stderr.write(f"invocations on {gateway}\n" if gateway else "no invocations\n")
+                sys.stderr.flush()
+                await _until_signal(daemon)
         return 0
 
     run_async(main)
+
+
+@contextlib.contextmanager
+def _tracer(settings: Settings) -> Iterator[Tracer | None]:
+    if not settings.otlp_endpoint:
+        yield None
+        return
+    from torpor.api.telemetry import exporting
+
+    with exporting(settings.otlp_endpoint) as tracer:
+        yield tracer
 
 
 async def _until_signal(daemon: Daemon) -> None:

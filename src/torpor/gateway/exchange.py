@@ -29,6 +29,7 @@ class Exchange:
         connection: FunctionConnection,
     ) -> None:
         self.status = 0
+        self.head_at = 0.0
         self.complete = False
         self.keep_alive = incoming.head.keep_alive
         self._client = client
@@ -126,7 +127,7 @@ class Exchange:
             and not self._client.draining
         )
         self.status = head.status
-        self._active_at = self._loop.time()
+        self.head_at = self._active_at = self._loop.time()
         self._out.append(
             encode_response(
                 head,

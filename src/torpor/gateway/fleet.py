@@ -16,6 +16,7 @@ from torpor.units import Digest
 if TYPE_CHECKING:
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.node import Node
+    from torpor.node.timeline import Timeline
     from torpor.snapshot.manifest import Manifest
 
 
@@ -52,10 +53,11 @@ class View:
 
 @dataclass(frozen=True)
 class Woken:
-    """A wake's instance and where its snapshot was: `local`, or only in the `store`."""
+    """A wake's instance, where its snapshot was (`local`, or only in the `store`), its steps."""
 
     ready: Ready
     how: str
+    timeline: Timeline | None = None
 
 
 class Fleet(Protocol):
@@ -119,7 +121,8 @@ class NodeFleet:
             instance.address,
             instance.function.port,
         )
-        return Woken(ready, "store" if steps & {"pull", "open"} else "local")
+        how = "store" if steps & {"pull", "open"} else "local"
+        return Woken(ready, how, instance.timeline)
 
     async def stop(self, instance_id: str) -> None:
         """See Fleet."""

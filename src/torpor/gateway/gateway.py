@@ -14,11 +14,14 @@ from torpor.gateway.fleet import Fleet, NodeFleet
 from torpor.gateway.heads import encode_request, find_route
 from torpor.gateway.problems import Problem, Refused
 from torpor.gateway.scaler import Scaler
+from torpor.gateway.spans import Spans, answered, failed, name_request, traceparent
 from torpor.gateway.stats import GatewayStats
 from torpor.gateway.upstream import FunctionConnection
 from torpor.node.node import Node
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
     from torpor.config import Settings
     from torpor.gateway.client import Incoming
     from torpor.gateway.heads import Route
@@ -34,8 +37,10 @@ _BACKLOG: Final = 1024
 class Gateway:
     """Takes invocations for the functions of a node. Belongs to one asyncio loop."""
 
-    def __init__(self, node: Node | Fleet, settings: Settings) -> None:
-        """`node` may be any Fleet in tests."""
+    def __init__(
+        self, node: Node | Fleet, settings: Settings, *, tracer: Tracer | None = None
+    ) -> None:
+        """`node` may be any Fleet in tests. With a `tracer` requests and wakes have spans."""
         self.limits = Limits(
             head_bytes=settings.gateway_head_bytes,
             body_bytes=settings.gateway_body_bytes,
@@ -48,6 +53,7 @@ class Gateway:
         self._domain = settings.gateway_domain
         self._wakes_at_once = settings.gateway_wakes
         self._fleet: Fleet = NodeFleet(node) if isinstance(node, Node) else node
+        self._spans = Spans(tracer)
         self._server: asyncio.Server | None = None
         self._scaling: asyncio.Task[None] | None = None
         self._scaler: Scaler
@@ -60,7 +66,7 @@ class Gateway:
         """
         if not 0 <= port <= 65535:
             raise InvalidInput(f"not a port: {port}", hint="use 0 to 65535")
-        self._scaler = Scaler(self._fleet, wakes_at_once=self._wakes_at_once)
+        self._scaler = Scaler(self._fleet, wakes_at_once=self._wakes_at_once, spans=self._spans)
         await self._scaler.look()
         loop = asyncio.get_running_loop()
         try:
@@ -121,21 +127,30 @@ class Gateway:
 
     async def answer(self, client: ClientConnection, incoming: Incoming) -> bool:
         """See Service."""
+        with self._spans.request(incoming) as span:
+            return await self._answer(client, incoming, span)
+
+    async def _answer(
+        self, client: ClientConnection, incoming: Incoming, span: Span | None
+    ) -> bool:
         pool: Pool | None = None
         problem: Problem
         exchange: Exchange | None = None
         try:
             route = find_route(incoming.head, self._domain)
             pool = self._scaler.pools.get(route.function) or await self._scaler.find(route.function)
-            exchange = await self._pass_on(client, incoming, route, pool)
+            name_request(span, pool.name)
+            exchange = await self._pass_on(client, incoming, route, pool, span)
             return exchange.keep_alive and exchange.reusable
         except Refused as refused:
             problem = refused.problem
         except _Broken as broken:
             exchange, error = broken.exchange, broken.error
+            failed(span, error)
             log.warning("request failed id=%s error=%s", _id_of(incoming), error)
             problem = Problem.of(error)
         except TorporError as error:
+            failed(span, error)
             log.info("request not passed on id=%s error=%s", _id_of(incoming), error)
             problem = Problem.of(error)
         except asyncio.CancelledError:
@@ -145,6 +160,7 @@ class Gateway:
         if exchange is not None and exchange.status:
             client.abort()
             return False
+        answered(span, problem.status)
         return self._answer_problem(client, incoming, pool, problem)
 
     def _answer_problem(
@@ -165,7 +181,12 @@ class Gateway:
         return keep_alive
 
     async def _pass_on(
-        self, client: ClientConnection, incoming: Incoming, route: Route, pool: Pool
+        self,
+        client: ClientConnection,
+        incoming: Incoming,
+        route: Route,
+        pool: Pool,
+        span: Span | None,
     ) -> Exchange:
         deadline_s = pool.scale.deadline_ms / 1000
         deadline_at = incoming.at + deadline_s
@@ -173,16 +194,20 @@ class Gateway:
         connection = FunctionConnection.take_idle(member) if member is not None else None
         if member is None or connection is None:
             try:
-                async with asyncio.timeout_at(deadline_at):
-                    member, connection = await self._connect(pool, member)
+                with self._spans.wait(incoming.at):
+                    async with asyncio.timeout_at(deadline_at):
+                        member, connection = await self._connect(pool, member)
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"no instance of {pool.name} was ready within {deadline_s:g} s"
                 ) from None
         loop = asyncio.get_running_loop()
-        pool.wait.add(loop.time() - incoming.at)
+        sent_at = loop.time()
+        pool.wait.add(sent_at - incoming.at)
         exchange = Exchange(client, incoming, connection)
-        head = encode_request(incoming.head, route, client=client.address)
+        head = encode_request(
+            incoming.head, route, client=client.address, traceparent=traceparent(span)
+        )
         member.active.add(connection)
         try:
             await exchange.run(head, deadline_at=deadline_at, deadline_s=deadline_s)
@@ -194,6 +219,7 @@ class Gateway:
             pool.responses[f"{exchange.status // 100}xx"] += 1
             pool.duration.add(loop.time() - incoming.at)
         finally:
+            self._spans.first_byte(span, exchange, sent_at)
             member.active.discard(connection)
             if exchange.reusable:
                 connection.keep(member)

@@ -139,8 +139,13 @@ def find_route(head: RequestHead, domain: str) -> Route:
     return Route(_checked(found[1].decode("latin-1")), host, rest, b"/f/" + found[1])
 
 
-def encode_request(head: RequestHead, route: Route, *, client: str) -> bytes:
-    """The head that the function gets; `client` is the address that asked."""
+def encode_request(
+    head: RequestHead, route: Route, *, client: str, traceparent: bytes | None = None
+) -> bytes:
+    """The head that the function gets; `client` is the address that asked.
+
+    With `traceparent` the gateway has a span of its own in the client's trace.
+    """
     lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, route.target, route.host)]
     lines += _end_to_end(head.headers, _OURS)
     get = head.get
@@ -152,7 +157,7 @@ def encode_request(head: RequestHead, route: Route, *, client: str) -> bytes:
     if route.prefix:
         lines.append(b"X-Forwarded-Prefix: " + route.prefix)
     lines.append(b"X-Request-Id: " + head.request_id)
-    lines += _trace_context(head)
+    lines += _trace_context(head, traceparent)
     match head.framing:
         case "length":
             lines.append(b"Content-Length: " + (get(b"content-length") or b"0").strip())
@@ -227,12 +232,14 @@ def _length_of(headers: Iterable[Header]) -> bytes:
     return next(value.strip() for name, value in headers if name.lower() == b"content-length")
 
 
-def _trace_context(head: RequestHead) -> list[bytes]:
+def _trace_context(head: RequestHead, ours: bytes | None) -> list[bytes]:
     given = head.get(b"traceparent")
     if given is not None and _TRACEPARENT.fullmatch(given):
         state = head.get(b"tracestate")
-        kept = [b"traceparent: " + given]
+        kept = [b"traceparent: " + (ours or given)]
         return kept + ([b"tracestate: " + state] if state else [])
+    if ours is not None:
+        return [b"traceparent: " + ours]
     made = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
     return [b"traceparent: " + made.encode()]
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import NotFound, TorporError
 from torpor.gateway.fleet import Deployed
 from torpor.gateway.pool import Pool
+from torpor.gateway.spans import Spans, failed
 from torpor.gateway.stats import WakeRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
+
+    from opentelemetry.trace import Span
 
     from torpor.gateway.fleet import Fleet, View
     from torpor.gateway.pool import Member
@@ -32,11 +35,17 @@ class Scaler:
     """The pools of all functions. Belongs to one asyncio loop."""
 
     def __init__(
-        self, fleet: Fleet, *, wakes_at_once: int, clock: Callable[[], float] | None = None
+        self,
+        fleet: Fleet,
+        *,
+        wakes_at_once: int,
+        spans: Spans | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.pools: dict[str, Pool] = {}
         self.recent_wakes: deque[WakeRecord] = deque(maxlen=1024)
         self._fleet = fleet
+        self._spans = spans or Spans(None)
         self._clock = clock or asyncio.get_running_loop().time
         self._wake_slots = asyncio.Semaphore(wakes_at_once)
         self._looking = asyncio.Lock()
@@ -122,6 +131,10 @@ class Scaler:
             self._spawn(self._wake(pool))
 
     async def _wake(self, pool: Pool) -> None:
+        with self._spans.wake(pool.name, asyncio.get_running_loop().time()) as span:
+            await self._wake_traced(pool, span)
+
+    async def _wake_traced(self, pool: Pool, span: Span | None) -> None:
         queued_at = self._clock()
         error: TorporError | None = None
         began = queued_at
@@ -129,6 +142,7 @@ class Scaler:
             async with self._wake_slots:
                 began = self._clock()
                 woken = await self._fleet.wake(pool.name)
+            self._spans.woke(span, woken)
             if woken.ready.snapshot != pool.deployed.snapshot:  # fetched, or deployed meanwhile
                 await self.look()
         except TorporError as caught:
@@ -143,6 +157,7 @@ class Scaler:
             pool.failures = 0
             pool.add(woken.ready)
             return
+        failed(span, error)
         log.error("wake failed function=%s error=%s", pool.name, error)
         pool.failures, pool.last_failure_at = pool.failures + 1, now
         if not pool.waking and not pool.serving():

@@ -50,6 +50,11 @@ class Timeline:
             Step(name, begin_s - self._origin, until_s - begin_s, of, ended=bool(end_s))
         )
 
+    @property
+    def origin_s(self) -> float:
+        """The beginning, as a moment of CLOCK_MONOTONIC."""
+        return self._origin
+
     def elapsed_s(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self._origin

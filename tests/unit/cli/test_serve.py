@@ -41,6 +41,7 @@ def test_log_lines_as_json() -> None:
         ("snapshots", "sometimes"),
         ("drain", "no"),
         ("log_format", "xml"),
+        ("otlp_endpoint", "localhost:4318"),
     ],
 )
 def test_settings_that_are_refused(key: str, value: str) -> None:
