@@ -1,7 +1,8 @@
 """Requests with an `Idempotency-Key` are done once; their repeats get the first answer.
 
-An answer is kept in the journal for a day, after it was made and before it is sent. Only success
-is: what failed may be tried again under its key.
+A key is written to the journal before the work begins, and the answer when it is done, before it
+is sent; both are kept for a day. What failed may be tried again under its key. What a daemon was
+killed in is not done again: nobody knows whether it was done.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from torpor.errors import Conflict
+from torpor.host.barrier import reach
 from torpor.host.cancel import in_thread
 from torpor.node.tables import Answer, Answers
 
@@ -34,7 +36,8 @@ class Once:
     ) -> msgspec.Raw:
         """The encoded result of `work`, or of its first run under this key.
 
-        Raises Conflict while that still runs, and when the key was another request's.
+        Raises Conflict while that still runs, when the key was another request's, and when a daemon
+        was killed at it.
         """
         if key is None:
             return msgspec.Raw(msgspec.json.encode(await work()))
@@ -46,10 +49,23 @@ class Once:
                         "the idempotency key was used for another request",
                         hint="take a new key for each thing to do, the same one for its repeats",
                     )
+                if not known.status:
+                    raise Conflict(
+                        "the daemon was killed while it did what this idempotency key asked for",
+                        reason="it may be done or not, and is not done twice",
+                        hint="look whether it is done; if not, ask again with a new key",
+                    )
                 return msgspec.Raw(known.body)
-            body = msgspec.json.encode(await work())
-            # not in a thread: a cancellation must not lose what was done
+            # neither in a thread: a cancellation must not lose what was done
+            self._answers.begin(key, request)
+            try:
+                body = msgspec.json.encode(await work())
+            except BaseException:
+                self._answers.drop(key)
+                raise
+            reach("answer made")
             self._answers.put(key, Answer(request, 200, body))
+            reach("answer kept")
             return msgspec.Raw(body)
 
     @contextlib.contextmanager

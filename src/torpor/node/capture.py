@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from torpor.host.barrier import reach
 from torpor.host.cancel import in_thread
 from torpor.host.sparse import copy_extents, copy_sparse, write_page_runs
 from torpor.node.timeline import Timeline
@@ -66,6 +67,7 @@ async def capture(
             raise
         if then == "resume":
             await instance.vmm.resume()
+            reach("instance resumed")
         pause_s = time.perf_counter() - began
         if then == "stop":
             await instance.vmm.stop()
@@ -82,6 +84,7 @@ async def capture(
                 image=instance.image,
                 function=function,
             )
+    reach("snapshot published")
     snapshot = await in_thread(parts.snapshots.get, digest)
     return Captured(snapshot, pause_s, written.size_bytes, timeline)
 
@@ -91,6 +94,7 @@ async def _freeze(instance: Instance, staging: Staging, timeline: Timeline) -> W
     vmm = instance.vmm
     with timeline.step("pause"):
         await vmm.pause()
+        reach("instance paused")
     with timeline.step("device state"):
         await vmm.save_state(staging.vmstate)
     with timeline.step("written memory"):

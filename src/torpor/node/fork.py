@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import InvalidInput
+from torpor.host.barrier import reach
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ async def fork(node: Node, instance_id: str, *, count: int) -> Forked:
         raise InvalidInput(f"cannot make {count} clones", hint=f"ask for 1 to {_MOST_CLONES}")
     row = node.parts.journal.instance(instance_id)
     captured = await node.capture_running(row)
+    reach("fork captured")
     clones: list[Instance] = []
     try:
         for _ in range(count):
             clones.append(await node.instances.restore(captured.snapshot))
+        reach("clones made")
         for clone in clones:
             await node.instances.release(clone)
+            reach("clone released")
     except BaseException:
         for clone in clones:
             await finish(node.instances.destroy(clone.id, vmm=clone.vmm))

@@ -25,6 +25,7 @@ from torpor.errors import (
     TorporError,
     VmmFailed,
 )
+from torpor.host.barrier import reach
 from torpor.host.cancel import checkpoint, entered_in_thread, in_thread
 from torpor.host.process import find_processes_in
 from torpor.host.sparse import copy_sparse
@@ -233,11 +234,13 @@ class Instances:
         async with entered_in_thread(self._paging.pushed(snapshot, files)):
             with timeline.step("vmm start"):
                 await instance.vmm.start()
+            reach("vmm started")
             self._record_process(instance)
         with timeline.step("load"):
             await instance.vmm.load(snapshot.vmstate)
         with timeline.step("resume"):
             await instance.vmm.resume()
+        reach("vmm resumed")
         await self._wake(instance)
 
     async def adopt(self, row: InstanceRow) -> Instance:
@@ -277,7 +280,9 @@ class Instances:
         If that fails or is cancelled nothing is left of the instance.
         """
         try:
+            reach("instance woken")
             self._parts.journal.set_running(instance.id, kept=kept)
+            reach("instance running")
             await instance.vmm.detach()
         except BaseException:
             await finish(self.destroy(instance.id, vmm=instance.vmm))
@@ -363,7 +368,9 @@ class Instances:
         await in_thread(self._remove, row)
 
     async def _shut_down_and_remove(self, instance: Instance, row: InstanceRow) -> None:
+        reach("stop claimed")
         await self.shut_down(instance)
+        reach("vmm ended")
         await in_thread(self._remove, row)
 
     async def _destroy(self, row: InstanceRow | None, vmm: Vmm | None) -> None:
@@ -379,6 +386,7 @@ class Instances:
         for process in find_processes_in(directory):
             process.kill()
         self._parts.slots.release_instance(self._parts.settings.home, row.id)
+        reach("slot released")
         shutil.rmtree(directory, ignore_errors=True)
         self._parts.journal.drop_instance(row.id)
         self._parts.making.discard(row.id)
@@ -407,6 +415,7 @@ class Instances:
             booted=booted,
         )
         self._parts.making.add(instance_id)
+        reach("instance recorded")
         making: _Making | None = None
         try:
             directory = self._parts.instances_dir / instance_id
@@ -415,6 +424,7 @@ class Instances:
                 slot = await in_thread(
                     self._parts.slots.allocate, self._parts.settings.home, instance_id
                 )
+            reach("slot allocated")
             journal.set_slot(instance_id, slot.number, str(slot.addresses.clone_ip))
             making = _Making(instance_id, directory, slot, function, timeline)
             yield making

@@ -16,6 +16,7 @@ from torpor.errors import (
     TorporError,
     VmmFailed,
 )
+from torpor.host.barrier import reach
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive
 from torpor.image.spec import load_spec
@@ -137,7 +138,9 @@ class Node:
                     known = await in_thread(self.remote.known, spec.name)
                     deployed = await self._deployer.deploy(spec, revision=revision)
                     digest = deployed.captured.snapshot.digest
+                    reach("function made")
                     self.parts.journal.set_ref(spec.name, digest)
+                    reach("function named")
                     Recipes(self.parts.journal).put(digest, recipe_of(spec))
                     self.remote.want(spec.name, digest, known=known)
         finally:  # the old revision, or what a failed deploy made
@@ -176,7 +179,9 @@ class Node:
                     hint=f"`torpor snapshot rm {name}` deletes it",
                 )
             stopped = await self._stop_instances_of(name)
+            reach("instances stopped")
             self.parts.journal.drop_ref(name)
+            reach("name dropped")
             stopped += await self._stop_instances_of(name)  # woken in between
             await in_thread(self.remote.want_deleted, name)
         await self.collect()
@@ -295,6 +300,7 @@ class Node:
                 )
             captured = await self.capture_running(row)
             self.parts.journal.set_ref(name, captured.snapshot.digest)
+            reach("snapshot named")
             self.remote.want(name, captured.snapshot.digest)
             if trial:
                 self.parts.reporter.say(f"snapshot {name} is made; waking it twice for its trial")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torpor.errors import Conflict, DataError, InvalidInput, NotFound, StoreError
+from torpor.host.barrier import reach
 from torpor.node.parts import log
 from torpor.node.tables import ANYTHING, Remotes
 from torpor.snapshot.repository.repository import BrokenRef, StoredRef
@@ -134,6 +135,7 @@ class Remote:
             self._delete(row)
 
     def _push(self, row: RemoteRow) -> None:
+        reach("upload begun")
         try:
             self._exchange.push(row.wanted, name=row.name, known=row.known)
         except NotFound:
@@ -143,6 +145,7 @@ class Remote:
             if ref is None:  # it was removed here meanwhile; what replaced it is found as drift
                 self.rows.forget(row)
             return
+        reach("upload named")
         self.rows.stored(row.name, row.wanted)
 
     def _delete(self, row: RemoteRow) -> None:
@@ -155,6 +158,7 @@ class Remote:
             )
         if found:
             repository.delete_ref(row.name)
+            reach("deletion stored")
         self.rows.forget(row)
 
     def _kind(self, digest: Digest) -> str | None:

@@ -5,7 +5,8 @@
              a digest, empty for nothing, `*` for whatever there is. `state` is pending (the node is
              ahead of the bucket), stored, or lost (somebody else's is there; `error` says what).
     recipes  a function's snapshot and how to start the function without it
-    answers  an idempotency key and what was answered to its first request
+    answers  an idempotency key and what was answered to its first request; `status` is 0 while
+             that is under way
 
 Blocking; any thread, any process, as the journal.
 """
@@ -154,7 +155,7 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered to a request: its status and its JSON document."""
+    """What was answered to a request: its status, 0 for nothing yet, and its JSON document."""
 
     request: str
     status: int
@@ -172,6 +173,15 @@ class Answers:
         with self._journal.transaction() as database:
             row: Any = database.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else Answer(row["request"], row["status"], row["body"])
+
+    def begin(self, key: str, request: str) -> None:
+        """The request is about to be worked on: the key is its own, whatever happens to us."""
+        self.put(key, Answer(request, 0, b""))
+
+    def drop(self, key: str) -> None:
+        """Nothing came of a request: it may be tried again under its key."""
+        with self._journal.transaction() as database:
+            database.execute("DELETE FROM answers WHERE key = ?", (key,))
 
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer, and forget old ones."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import DataError, ObjectMissing
+from torpor.host.barrier import reach
 from torpor.host.sparse import data_extents
 from torpor.host.threads import executor
 from torpor.snapshot.manifest import encode_manifest
@@ -102,6 +103,7 @@ def push(
             )
             manifest, wake = pusher.snapshot(snapshot, base)
             lease.check()
+            reach("upload sent")
             repository.write_ref(
                 ref, snapshot=snapshot.digest, manifest=manifest, wake=wake, before=before
             )

@@ -1,0 +1,259 @@
+"""SIGKILL of the daemon at named places of its work, then the next daemon on the same home.
+
+What was acknowledged lives on and answers with what it held; what was not is there as a whole or
+not at all; journal, processes, files and slots agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+import pytest
+
+from fixtures.commands import journal_of, wait_until
+from fixtures.daemons import DaemonProcess
+from fixtures.nodes import EXAMPLES
+from torpor.errors import Conflict, HostUnfit
+from torpor.host.process import find_processes_in
+from torpor.net.registry import SlotRecord
+from torpor.node.invoke import Request
+from torpor.node.leftovers import find_leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torpor.config import Settings
+
+pytestmark = [pytest.mark.vm, pytest.mark.chaos]
+
+
+@dataclass
+class Victim:
+    """A daemon that dies at named places, and an instance that it has acknowledged."""
+
+    settings: Settings
+    served: DaemonProcess
+    barrier: Path
+    kept: str = ""
+    address: str = ""
+
+    @contextlib.contextmanager
+    def killed_at(self, place: str) -> Iterator[None]:
+        """The daemon dies at that place during the body; after it the next one answers."""
+        self.barrier.write_text(place)
+        yield
+        assert self.served.process is not None
+        assert self.served.process.wait(timeout=60) == -signal.SIGKILL, self.served.said()
+        assert not self.barrier.exists(), f"{place} was never reached"
+        self.served.start()
+
+    def post(self, path: str, body: object, key: str) -> httpx.Response:
+        """A request under an idempotency key."""
+        transport = httpx.HTTPTransport(uds=str(self.served.socket))
+        with httpx.Client(transport=transport, base_url="http://torpor", timeout=120) as http:
+            return http.post(path, json=body, headers={"Idempotency-Key": key})
+
+    def keep(self) -> None:
+        """Wake a ledger and write a row, which the tests must find again."""
+        with self.served.client() as client:
+            restored = client.restore("ledger")
+        self.kept, self.address = restored.instance, restored.address
+        request = urllib.request.Request(f"http://{self.address}/", data=b'{"amount": 7}')
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == 201
+
+    def check(self) -> set[str]:
+        """Everything agrees, and what was acknowledged answers; the other instances' ids."""
+        if self.kept:
+            assert ask(self.address)["count"] == 1
+        with self.served.client() as client:
+            views = client.instances()
+        rows = journal_of(self.settings).instances()
+        assert {row.id for row in rows} == {view.id for view in views}
+        home = self.settings.home
+        assert all(row.state == "running" and row.vmm and row.vmm.is_alive() for row in rows)
+        assert all(row.capturer is None for row in rows)
+        assert {path.name for path in (home / "instances").iterdir()} == {row.id for row in rows}
+        pids = {process.pid for process in find_processes_in(home / "instances")}
+        assert pids == {row.vmm.pid for row in rows if row.vmm}
+        assert slots_of(self.settings) == {row.id: row.slot for row in rows}
+        assert not list((home / "snapshots").glob(".*"))
+        return {row.id for row in rows} - {self.kept}
+
+    def end(self, instance_ids: set[str]) -> None:
+        """Stop instances."""
+        if instance_ids:
+            with self.served.client() as client:
+                client.stop(sorted(instance_ids))
+
+
+def ask(address: str) -> dict[str, Any]:
+    """What a function answers."""
+    with urllib.request.urlopen(f"http://{address}/", timeout=60) as answer:
+        return dict(json.loads(answer.read()))
+
+
+def snapshots_of(victim: Victim) -> set[tuple[str, tuple[str, ...]]]:
+    """All snapshots on the node with their names."""
+    with victim.served.client() as client:
+        return {(one.snapshot, one.names) for one in client.snapshots()}
+
+
+def slots_of(settings: Settings) -> dict[str, int]:
+    """Instance -> slot, of this home."""
+    found = {}
+    for path in (settings.runtime_dir / "slots").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            record = msgspec.json.decode(path.read_bytes(), type=SlotRecord)
+            if record.home == str(settings.home) and record.state != "free":
+                found[record.instance] = record.slot
+    return found
+
+
+@pytest.fixture
+def victim(deployed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Victim]:
+    """A daemon on the session's home; afterwards nothing is left on the host."""
+    barrier = tmp_path / "barrier"
+    monkeypatch.setenv("TORPOR_BARRIER_FILE", str(barrier))
+    settings = {"store": deployed.store, "key": deployed.key}
+    victim = Victim(deployed, DaemonProcess(deployed.home, settings), barrier)
+    victim.served.start()
+    try:
+        yield victim
+    finally:
+        victim.end({row.id for row in journal_of(deployed).instances()})
+        assert victim.served.stop() == 0
+    assert find_leftovers(deployed) == []
+    assert "Traceback" not in victim.served.said()
+
+
+def test_restore(victim: Victim) -> None:
+    """Before it runs nothing is left of it, after that it runs; its key never gives another one."""
+    victim.keep()
+    undone = ("instance recorded", "slot allocated", "vmm started", "vmm resumed", "instance woken")
+    done = ("instance running", "answer made", "answer kept")
+    for place in (*undone, *done):
+        key = secrets.token_hex(8)
+        with victim.killed_at(place), pytest.raises(httpx.TransportError):
+            victim.post("/v1/instances", {"reference": "hello"}, key)
+        made = victim.check()
+        assert len(made) == (place in done), place
+        again = victim.post("/v1/instances", {"reference": "hello"}, key)
+        if place == "answer kept":
+            assert {again.json()["instance"]} == made
+        else:
+            assert (again.status_code, "was killed" in again.text) == (409, True), place
+        assert victim.check() == made
+        victim.end(made)
+
+
+def test_snapshot(victim: Victim) -> None:
+    """The instance is not left paused; the snapshot has its name or is gone."""
+    victim.keep()
+    before = {snapshot for snapshot, _ in snapshots_of(victim)}
+    for place in ("instance paused", "instance resumed", "snapshot published", "snapshot named"):
+        with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
+            client.create_snapshot(victim.kept, name="cut-off")
+        assert victim.check() == set()
+        made = [names for snapshot, names in snapshots_of(victim) if snapshot not in before]
+        assert made == ([("cut-off",)] if place == "snapshot named" else []), place
+    with victim.served.client() as client:
+        client.remove_snapshot("cut-off")
+
+
+def test_fork(victim: Victim) -> None:
+    """Parent and clones that were let go run on, with what they held; the others are gone."""
+    victim.keep()
+    for place, left in (("fork captured", 0), ("clones made", 0), ("clone released", 1)):
+        with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
+            client.fork(victim.kept, count=2)
+        clones = victim.check()
+        assert len(clones) == left, place
+        for row in journal_of(victim.settings).instances():
+            assert ask(f"{row.address}:{row.port}")["count"] == 1
+        victim.end(clones)
+
+
+def test_stop(victim: Victim) -> None:
+    """What was to end has ended when the next daemon answers; the others run on."""
+    victim.keep()
+    for place in ("stop claimed", "vmm ended", "slot released"):
+        with victim.served.client() as client:
+            doomed = client.restore("hello").instance
+        with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
+            client.stop([doomed])
+        assert victim.check() == set()
+
+
+def test_deploy_and_delete(victim: Victim) -> None:
+    """A function is there or not, and can be deployed and deleted again in either case."""
+    before = snapshots_of(victim)
+    for place in ("function made", "function named"):
+        with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
+            client.deploy(EXAMPLES / "hello", name="brief")
+        assert victim.check() == set()
+        with victim.served.client() as client:
+            names = {function.name for function in client.functions()}
+        assert ("brief" in names) == (place == "function named")
+    for place in ("instances stopped", "name dropped"):
+        with victim.served.client() as client:
+            assert client.invoke("brief", Request(), keep=True).status == 200
+        with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
+            client.remove_function("brief")
+        assert victim.check() == set()
+    with victim.served.client() as client:
+        assert "brief" not in {function.name for function in client.functions()}
+    assert snapshots_of(victim) == before
+
+
+def test_vmm_and_keeper_of_instances(victim: Victim) -> None:
+    """A VM that is killed is removed by the daemon, and a request wakes the next one."""
+    with victim.served.client() as client:
+        gateway = client.status().gateway
+        assert client.invoke("hello", Request(), keep=True).woken
+        (row,) = journal_of(victim.settings).instances()
+        assert row.vmm is not None
+        os.kill(row.vmm.pid, signal.SIGKILL)
+        wait_until(lambda: not journal_of(victim.settings).instances())
+        with urllib.request.urlopen(f"{gateway}/f/hello/", timeout=60) as answer:
+            assert answer.status == 200
+    (other,) = victim.check()
+    assert other != row.id
+
+
+def test_two_deploys_at_once(victim: Victim) -> None:
+    """One name, one node, at the same time: the second one is told, and nothing is left of it."""
+    with victim.served.client() as client:
+        names = {function.name for function in client.functions()}
+    deploying = httpx.Client(transport=httpx.HTTPTransport(uds=str(victim.served.socket)))
+    body = {"directory": str(EXAMPLES / "hello"), "name": "hello"}
+    with (
+        deploying,
+        deploying.stream(
+            "POST",
+            "http://torpor/v1/functions",
+            json=body,
+            headers={"Accept": "application/x-ndjson"},
+            timeout=120,
+        ) as answer,
+        victim.served.client() as client,
+    ):
+        lines = answer.iter_lines()
+        assert "progress" in next(lines)
+        with pytest.raises(Conflict):
+            client.deploy(EXAMPLES / "hello")
+        *_, last = lines
+        assert "result" in json.loads(last)
+        assert {function.name for function in client.functions()} == names
+    assert victim.check() == set()
