@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fixtures.minio import MinioServer
     from torpor.config import Settings
     from torpor.host.process import ProcessId
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
 
 pytestmark = [pytest.mark.vm, pytest.mark.chaos, pytest.mark.minio]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from torpor.config import Settings
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
     from torpor.snapshot.local import LocalSnapshot
 
 pytestmark = [pytest.mark.vm, pytest.mark.minio]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.config import Settings
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
     from torpor.node.parts import Reporter
 
 _NAME = "ledger"

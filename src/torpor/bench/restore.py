@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torpor.bench.remote import Remote
     from torpor.image.spec import FunctionSpec
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
     from torpor.node.node import Node
     from torpor.snapshot.local import LocalSnapshot
 

@@ -35,7 +35,7 @@ from torpor.units import format_duration, parse_digest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
     from torpor.node.node import Node
     from torpor.node.service import Service
     from torpor.node.trace import Trace

@@ -20,7 +20,7 @@ from torpor.vmm.interface import VmmState, finish
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
     from torpor.node.parts import Parts
     from torpor.snapshot.local import LocalSnapshot, Staging
     from torpor.snapshot.manifest import Function, Kind

@@ -20,7 +20,8 @@ from torpor.snapshot.manifest import Function, Machine
 if TYPE_CHECKING:
     from torpor.image.library import ImageInfo
     from torpor.image.spec import FunctionSpec
-    from torpor.node.instance import Instance, Instances
+    from torpor.node.instance import Instances
+    from torpor.node.live import Instance
     from torpor.node.parts import Parts
     from torpor.node.trials import Trials
     from torpor.snapshot.local import LocalSnapshot

@@ -11,7 +11,7 @@ from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
     from torpor.node.capture import Captured
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
     from torpor.node.node import Node
 
 _MOST_CLONES: Final = 64

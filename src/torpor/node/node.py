@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from torpor.node.catalogue import NamedSnapshot
     from torpor.node.collect import Unneeded
     from torpor.node.exchange import Exported, Imported
-    from torpor.node.instance import Instance
     from torpor.node.journal_rows import InstanceRow
+    from torpor.node.live import Instance
     from torpor.snapshot.transfer import TransferReport
     from torpor.vmm.interface import Driver
 

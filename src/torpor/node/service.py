@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from torpor.node.capture import Captured
     from torpor.node.catalogue import NamedSnapshot
     from torpor.node.deploy import Deployed
-    from torpor.node.instance import Instance
     from torpor.node.invoke import Request
     from torpor.node.journal_rows import InstanceRow
+    from torpor.node.live import Instance
     from torpor.node.node import Invoked, Node
     from torpor.node.tables import RemoteRow
     from torpor.units import Digest

@@ -12,7 +12,8 @@ from torpor.pager.trial import common
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from torpor.node.instance import Instance, Instances
+    from torpor.node.instance import Instances
+    from torpor.node.live import Instance
     from torpor.node.paging import Files, Paging
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.windows import Touched
