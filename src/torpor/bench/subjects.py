@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torpor.image.spec import FunctionSpec
     from torpor.node.node import Node
     from torpor.snapshot.local import LocalSnapshot
+    from torpor.snapshot.manifest import Scale
 
 FUNCTIONS: Final = 10
 _REQUESTS: Final = 2
@@ -68,10 +69,17 @@ class Subjects:
 
 @contextlib.asynccontextmanager
 async def subjects_of(
-    node: Node, *, function: Path, generations: int, vms: bool, count: int = FUNCTIONS
+    node: Node,
+    *,
+    function: Path,
+    generations: int,
+    vms: bool,
+    count: int = FUNCTIONS,
+    scale: Scale | None = None,
 ) -> AsyncIterator[Subjects | None]:
     """`count` deployed variants of a function, gone after the body; None without `vms`.
 
+    They scale as the function does, unless `scale` is given.
     Each generation is a restore of the last one, two requests, a snapshot.
     """
     if not vms:
@@ -82,6 +90,7 @@ async def subjects_of(
     later = [f"bench-generation-{number}" for number in range(1, generations + 1)]
     try:
         spec = await in_thread(load_spec, function)
+        spec = dataclasses.replace(spec, scale=scale or spec.scale)
         first, further = [], []
         for number, name in enumerate(names):
             variant = await in_thread(_variant, spec, name, number, work / name)

@@ -22,10 +22,13 @@ def bench(
     scenario: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="restore, pause, push, pull, paging, gateway or burst."
+            metavar="NAME", help="restore, pause, push, pull, paging, gateway, burst or cycles."
         ),
     ],
-    runs: Annotated[int, typer.Option(min=1, max=1000, help="Rounds.")] = 7,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--runs", min=1, max=1000, help="Rounds: 7, of cycles 300 if not given."),
+    ] = None,
     function: Annotated[
         Path, typer.Option(metavar="DIR", help="The function to measure with.")
     ] = Path("examples/hello"),
@@ -64,6 +67,7 @@ def bench(
     async def main() -> None:
         from torpor.bench.arena import Sizes
         from torpor.bench.burst import bench_burst
+        from torpor.bench.cycles import bench_cycles
         from torpor.bench.gateway import bench_gateway
         from torpor.bench.minio import find_minio
         from torpor.bench.paging import bench_paging
@@ -72,6 +76,7 @@ def bench(
         from torpor.bench.push import bench_push
         from torpor.bench.restore import bench_restore
 
+        runs = rounds or (300 if scenario == "cycles" else 7)
         async with open_node() as node:
             match scenario:
                 case "restore":
@@ -90,6 +95,8 @@ def bench(
                     report = await bench_gateway(node, function=function, runs=runs, vm=not stub)
                 case "burst":
                     report = await bench_burst(node, function=function, runs=runs)
+                case "cycles":
+                    report = await bench_cycles(node, function=function, runs=runs)
                 case "push" | "pull":
                     measure = bench_push if scenario == "push" else bench_pull
                     report = await measure(
@@ -103,7 +110,7 @@ def bench(
                 case other:
                     raise InvalidInput(
                         f"there is no benchmark {other!r}",
-                        hint="there are: restore, pause, push, pull, paging, gateway, burst",
+                        hint="choose restore, pause, push, pull, paging, gateway, burst, cycles",
                     )
         _print_report(report)
 

@@ -124,6 +124,7 @@ def command(home: Path, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_commands_say_the_same_with_a_daemon(a: Furnished, served: DaemonProcess) -> None:
     """Output, errors and exit codes; and it is the daemon that was asked."""
     lines = (

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
     from fixtures.homes import Furnished
 
+pytestmark = pytest.mark.slow
+
 
 def dies(served: DaemonProcess, barrier: Path) -> None:
     """It is killed at the place that was named."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
     from fixtures.homes import Furnished, Home
 
+pytestmark = pytest.mark.slow
+
 
 def in_store(home: Home) -> dict[str, str]:
     """Names in the store and their snapshots."""

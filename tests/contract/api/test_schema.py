@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .conftest import TOKEN
 
 if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
+
+pytestmark = pytest.mark.slow
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
     from fixtures.homes import Furnished
 
+pytestmark = pytest.mark.slow
+
 
 class Collector(ThreadingHTTPServer):
     """Keeps the spans that it gets over OTLP/HTTP."""

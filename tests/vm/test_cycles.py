@@ -1,0 +1,44 @@
+"""`bench cycles` with one function and few rounds: what it prints, and that nothing grows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fixtures.nodes import EXAMPLES
+from torpor.bench.cycles import bench_cycles, slope
+
+if TYPE_CHECKING:
+    from torpor.node.node import Node
+
+pytestmark = pytest.mark.vm
+
+
+async def test_what_it_measures(node: Node) -> None:
+    """A sample a round; descriptors, slots and files are those of the round before."""
+    report = await bench_cycles(node, function=EXAMPLES / "hello", runs=4, count=1)
+    printed = json.loads(json.dumps(report.to_dict()))["series"]
+    assert {name: len(one["samples"]) for name, one in printed.items()} == {
+        "answer": 4,
+        "asleep": 4,
+        "resident": 4,
+        "descriptors": 4,
+        "threads": 4,
+        "children": 4,
+        "files": 4,
+        "slots": 4,
+        "rss slope": 1,
+    }
+    for name in ("descriptors", "files", "slots"):
+        assert len(set(printed[name]["samples"][1:])) == 1, name
+    assert set(printed["slots"]["samples"]) == {0}
+    assert "bench-0" not in {name for one in node.functions() for name in one.names}
+
+
+def test_slope() -> None:
+    """Of a line it is that of the line, whatever swings round it."""
+    assert slope([float(3 * x + 100) for x in range(50)]) == pytest.approx(3)
+    assert slope([100.0 + x % 2 for x in range(51)]) == pytest.approx(0, abs=0.01)
+    assert slope([5.0]) == 0
