@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import signal
+import socket
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.vm
 ROW = Request("POST", "/", (("Content-Type", "application/json"),), b'{"amount": 1}')
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(settings: Settings, *words: str, **more: str) -> Iterator[DaemonProcess]:
     """A daemon on a home of the tests; what instances it leaves are ended after the body."""
     with daemon(settings.home, *words, store=settings.store, key=settings.key, **more) as served:
@@ -148,6 +150,45 @@ def test_drain_leaves_instances(deployed: Settings) -> None:
         assert ask(restored.address)["count"] == 1
         assert json.loads(run_torpor(deployed, "ps", "--json"))[0]["id"] == restored.instance
         served.start()
+
+
+def begin_slowly(served: DaemonProcess, gateway: str) -> socket.socket:
+    """A request to ledger whose body is not whole; it is under way when this returns."""
+    host, _, port = gateway.removeprefix("http://").rpartition(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = b"POST /f/ledger/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(ROW.body or b""))
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(served.socket))) as http:
+        under_way = 'torpor_gateway_in_flight{function="ledger"} 1.0'
+        wait_until(lambda: under_way in http.get("http://torpor/metrics").text)
+    return connection
+
+
+def test_drain_lets_requests_end(deployed: Settings) -> None:
+    """SIGTERM takes nobody new and waits for who is there; a second one does not wait."""
+    with serving(deployed, drain_s="60") as served:
+        for number, hurried in enumerate((False, True), start=1):
+            with served.client() as client:
+                client.invoke("ledger", Request(), keep=True)
+                gateway = client.status().gateway
+            assert served.process is not None
+            with begin_slowly(served, gateway) as connection:
+                served.process.send_signal(signal.SIGTERM)
+                wait_until(lambda number=number: served.said().count("draining") == number)
+                if hurried:
+                    served.process.send_signal(signal.SIGTERM)
+                    with contextlib.suppress(ConnectionResetError):
+                        assert connection.recv(100) == b""
+                else:
+                    with pytest.raises(ConnectionRefusedError):
+                        socket.create_connection(connection.getpeername())
+                    connection.sendall(ROW.body or b"")
+                    assert connection.recv(100).startswith(b"HTTP/1.1 201 ")
+                assert served.process.wait(timeout=120) == 0
+            served.start("--drain", "snapshot")
+        with served.client() as client:
+            (left,) = client.instances()
+            assert ask(f"{left.address}:{left.port}")["count"] == 1
 
 
 def test_drain_puts_instances_to_sleep(deployed: Settings) -> None:
