@@ -6,8 +6,9 @@ A boot directory holds
     vmlinuz-DIGEST          the kernel as the package has it
     initramfs-DIGEST        newc cpio: /init, the modules, the order to load them in
     modules-DIGEST/         the modules, so that a changed init needs no other kernel
+    vmlinux-DIGEST          the kernel unpacked to an ELF file, where its form allows it
 
-where DIGEST is the first 12 digits of the file's BLAKE3 digest (for modules: the kernel's).
+where DIGEST is the first 12 digits of the file's BLAKE3 digest (modules and vmlinux: the kernel's).
 boot.json names the files that count; what it does not name is left over and removed by the next
 install.
 """
@@ -29,6 +30,7 @@ import msgspec
 
 from torpor.errors import Damaged, HostUnfit, ProgramFailed
 from torpor.host.process import run
+from torpor.image.vmlinux import write_vmlinux
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -63,9 +65,14 @@ _APT_HINT = "the Debian archive must be reachable; see /etc/apt/sources.list"
 
 @dataclass(frozen=True)
 class BootFiles:
-    """What a VM boots. `version` is the kernel package's name and version."""
+    """What a VM boots. `version` is the kernel package's name and version.
+
+    `vmlinux` is the kernel as an ELF file, for VMMs that load no other; it is not there when the
+    package's form is one that torpor does not unpack.
+    """
 
     kernel: Path
+    vmlinux: Path
     initramfs: Path
     kernel_digest: Digest
     initramfs_digest: Digest
@@ -116,7 +123,20 @@ def install_kernel(boot_dir: Path, *, progress: Callable[[str], None]) -> BootFi
             with tempfile.TemporaryDirectory(dir=boot_dir, prefix="install-") as work:
                 record = _install(boot_dir, Path(work), record, progress)
             _remove_leftovers(boot_dir, record)
-        return _boot_files(boot_dir, record)
+        boot = _boot_files(boot_dir, record)
+        _unpack_kernel(boot, progress)
+        return boot
+
+
+def _unpack_kernel(boot: BootFiles, progress: Callable[[str], None]) -> None:
+    """The ELF kernel beside the packaged one; a form that is not known is no failure for QEMU."""
+    if boot.vmlinux.exists():
+        return
+    progress("unpacking the kernel to an ELF file")
+    try:
+        write_vmlinux(boot.kernel, boot.vmlinux)
+    except HostUnfit as error:
+        progress(f"no kernel for Firecracker: {error}")
 
 
 def hash_sources() -> Digest:
@@ -337,6 +357,7 @@ def _check_file(boot_dir: Path, file: _File, *, trust_mtime: bool) -> None:
 def _boot_files(boot_dir: Path, record: _Record) -> BootFiles:
     return BootFiles(
         kernel=boot_dir / record.kernel.name,
+        vmlinux=boot_dir / f"vmlinux-{record.kernel.digest[:12]}",
         initramfs=boot_dir / record.initramfs.name,
         kernel_digest=record.kernel.digest,
         initramfs_digest=record.initramfs.digest,
@@ -356,8 +377,11 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _remove_leftovers(boot_dir: Path, record: _Record) -> None:
     kept = {_RECORD, "lock", record.kernel.name, record.initramfs.name, record.modules}
+    kept.add(f"vmlinux-{record.kernel.digest[:12]}")
     for path in boot_dir.iterdir():
-        if path.name in kept or not re.match(r"(vmlinuz|initramfs|modules|install)-", path.name):
+        if path.name in kept or not re.match(
+            r"(vmlinuz|vmlinux|initramfs|modules|install)-", path.name
+        ):
             continue
         if path.is_dir():
             shutil.rmtree(path)
