@@ -101,6 +101,12 @@ def _parse_accelerator(text: str) -> str:
     return text
 
 
+def _parse_vmm(text: str) -> str:
+    if text not in ("auto", "qemu", "firecracker"):
+        raise InvalidInput(f"not a VMM: {text!r}", hint="use auto, qemu or firecracker")
+    return text
+
+
 @dataclass(frozen=True)
 class Settings:
     """What one torpor process runs with. Sizes in bytes, durations in seconds."""
@@ -121,7 +127,13 @@ class Settings:
     runtime_dir: Path = _row(
         Path("/run/torpor"), Path, "state of this host that all homes share: network slots, locks"
     )
+    vmm: Literal["auto", "qemu", "firecracker"] = _row(
+        "auto",
+        _parse_vmm,
+        "auto boots Firecracker where it and KVM are, else QEMU, and wakes snapshots of both",
+    )
     qemu: str = _row("qemu-system-x86_64", str, "QEMU program")
+    firecracker: str = _row("firecracker", str, "Firecracker program, 1.12 or later")
     accelerator: Literal["auto", "tcg", "kvm"] = _row(
         "auto", _parse_accelerator, "auto takes KVM when the CPU flags show vmx or svm, else TCG"
     )

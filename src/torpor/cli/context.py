@@ -142,6 +142,15 @@ Transfer = Annotated[
         help="repository (only what is new, sealed), or whole (for comparison).",
     ),
 ]
+VmmKind = Annotated[
+    str | None,
+    typer.Option(
+        "--vmm",
+        metavar="KIND",
+        callback=_keep("vmm"),
+        help="qemu, firecracker, or auto: Firecracker where it and KVM are.",
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", callback=_keep_config, help="A settings file."),

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, options, with_service
+from torpor.cli.context import (
+    Config,
+    Debug,
+    Home,
+    Json,
+    StoreUrl,
+    VmmKind,
+    options,
+    with_service,
+)
 from torpor.cli.output import print_json, print_table
 from torpor.cli.trace import TraceOption, show_trace
 from torpor.errors import InvalidInput
@@ -31,6 +40,7 @@ def deploy(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where function.toml is.")],
     name: Annotated[str | None, typer.Option(help="Take the place of its name.")] = None,
     home: Home = None,
+    vmm: VmmKind = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,
@@ -73,6 +83,7 @@ def invoke(
     ] = False,
     trace: TraceOption = False,
     home: Home = None,
+    vmm: VmmKind = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,

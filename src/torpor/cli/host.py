@@ -15,6 +15,7 @@ from torpor.cli.context import (
     Home,
     Json,
     StoreUrl,
+    VmmKind,
     options,
     run_async,
     with_node,
@@ -242,6 +243,7 @@ def settings(
 
 def doctor(
     home: Home = None,
+    vmm: VmmKind = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,

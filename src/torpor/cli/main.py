@@ -9,7 +9,7 @@ import typer
 
 from torpor import __version__
 from torpor.cli import functions, host, instances, keys, measure, serve, snapshots, store, transfers
-from torpor.cli.context import Config, Debug, Home, Json, StoreUrl
+from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, VmmKind
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def main(
     home: Home = None,
+    vmm: VmmKind = None,
     store_url: StoreUrl = None,
     config: Config = None,
     json: Json = False,

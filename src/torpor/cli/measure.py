@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torpor.cli.context import Config, Debug, Home, Json, StoreUrl, open_node, options, run_async
+from torpor.cli.context import (
+    Config,
+    Debug,
+    Home,
+    Json,
+    StoreUrl,
+    VmmKind,
+    open_node,
+    options,
+    run_async,
+)
 from torpor.cli.output import print_json, print_table
 from torpor.cli.progress import Progress
 from torpor.errors import InvalidInput
@@ -50,6 +60,7 @@ def bench(
         bool, typer.Option("--stub", help="gateway: a function on loopback instead of in a VM.")
     ] = False,
     home: Home = None,
+    vmm: VmmKind = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,
@@ -139,6 +150,7 @@ def demo(
     directory: Annotated[
         Path, typer.Option(metavar="DIR", help="Where both nodes and the store are made.")
     ] = Path("/var/cache/torpor/demo"),
+    vmm: VmmKind = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,

@@ -55,6 +55,8 @@ async def capture(
     is missing of the parent (see `Paging.copied`).
     """
     timeline = Timeline()
+    parent = instance.parent
+    driver = parts.driver if parent is None else parts.driver_of(parent.manifest)
     with timeline.step("sync"):
         await instance.with_agent(lambda agent: agent.sync(), timeout_s=_SYNC_TIMEOUT_S)
     with parts.snapshots.stage() as staging:
@@ -79,7 +81,7 @@ async def capture(
                 kind=kind,
                 created_ns=created_ns,
                 parent=_parent_digest(instance),
-                platform=parts.driver.platform(parts.boot_files().kernel_digest),
+                platform=driver.platform(parts.boot_files().kernel_digest),
                 machine=instance.machine,
                 image=instance.image,
                 function=function,

@@ -18,6 +18,7 @@ from torpor.image.kernel import load_boot
 from torpor.net import apply
 from torpor.net.addresses import addresses_of
 from torpor.units import GiB, format_size
+from torpor.vmm.firecracker.program import find_version, require_kvm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,11 @@ def examine(settings: Settings) -> list[Finding]:
         check_processor(os.uname().machine, cpu.flags()),
         check_accelerator(settings.accelerator, cpu.flags(), Path("/dev/kvm")),
         check_qemu(lambda *words: run([settings.qemu, *words], timeout_s=20)),
+        check_firecracker(
+            settings.vmm,
+            lambda: require_kvm(settings.accelerator),
+            lambda: str(find_version(settings.firecracker)),
+        ),
         _check_guest_kernel(settings),
         check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
         check_resend(lambda: connection.probe().has_resend),
@@ -150,6 +156,24 @@ def check_qemu(ask: Callable[..., str]) -> Finding:
     if "microvm" not in machines:
         return Finding("qemu", "failure", f"{version}: no microvm machine", _SETUP)
     return Finding("qemu", "ok", version)
+
+
+def check_firecracker(
+    setting: str, need_kvm: Callable[[], None], ask: Callable[[], str]
+) -> Finding:
+    """Firecracker needs KVM and a binary; QEMU does where neither is, unless it is asked for."""
+    name = "firecracker"
+    if setting == "qemu":
+        return Finding(name, "ok", "not used, as set")
+    try:
+        version = ask()
+        need_kvm()
+    except TorporError as error:
+        if setting == "firecracker":
+            advice = error.hint or "mend that, or set the VMM auto or qemu"
+            return Finding(name, "failure", str(error), advice)
+        return Finding(name, "ok", f"not used: {error}")
+    return Finding(name, "ok", f"{version}, boots guests")
 
 
 def check_device(path: Path, name: str, advice: str, *, needed: bool) -> Finding:
@@ -239,7 +263,11 @@ def check_limits(limit: Callable[[int], int]) -> list[Finding]:
 
 def _check_guest_kernel(settings: Settings) -> Finding:
     try:
-        return Finding("guest kernel", "ok", load_boot(settings.boot_dir).version)
+        boot = load_boot(settings.boot_dir)
+        if settings.vmm == "firecracker" and not boot.vmlinux.exists():
+            found = f"{boot.version}, no ELF form of it for Firecracker"
+            return Finding("guest kernel", "failure", found, "run `torpor kernel install`")
+        return Finding("guest kernel", "ok", boot.version)
     except TorporError as error:
         return Finding("guest kernel", "failure", str(error), "run `torpor kernel install`")
 

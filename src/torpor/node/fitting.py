@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def check_fits(parts: Parts, paging: Paging, snapshot: LocalSnapshot) -> None:
     """Refuse a snapshot that this host cannot run. Blocking. Raises Incompatible."""
     manifest = snapshot.manifest
-    here = parts.driver.platform(parts.boot_files().kernel_digest)
+    here = parts.driver_of(manifest).platform(parts.boot_files().kernel_digest)
     differences = manifest.platform.differences(here)
     wanted = {"image": manifest.image}
     if manifest.function is not None:

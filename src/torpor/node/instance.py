@@ -149,8 +149,9 @@ class Instances:
             if files is None:
                 files = await in_thread(self._paging.files_of, snapshot, app)
             config = self._config(making, manifest.machine, files)
+            driver = self._parts.driver_of(manifest)
             instance = making.become(
-                self._parts.driver.create(config), manifest.machine, manifest.image, snapshot
+                driver.create(config), manifest.machine, manifest.image, snapshot
             )
             try:
                 await self._start_restored(instance, snapshot, files)
@@ -188,7 +189,8 @@ class Instances:
         if row.booted:
             files = replace(files, memory=directory / "memory", paged=False)
         config = self._config(making, manifest.machine, files)
-        vmm = await self._parts.driver.adopt(config, row.vmm)
+        driver = self._parts.driver if row.booted else self._parts.driver_of(manifest)
+        vmm = await driver.adopt(config, row.vmm)
         parent = None if row.booted else snapshot
         return making.become(vmm, manifest.machine, manifest.image, parent)
 
@@ -373,6 +375,7 @@ class Instances:
             directory=making.directory,
             machine=machine,
             kernel=boot.kernel,
+            vmlinux=boot.vmlinux,
             initramfs=boot.initramfs,
             command_line=KERNEL_CMDLINE,
             memory=files.memory,

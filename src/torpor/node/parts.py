@@ -15,18 +15,26 @@ from torpor.node.events import Events
 from torpor.node.journal import Journal
 from torpor.snapshot.local import LocalSnapshots
 from torpor.store.metrics import Counters
+from torpor.vmm.firecracker.driver import FirecrackerDriver
+from torpor.vmm.firecracker.program import is_usable
 from torpor.vmm.qemu.driver import QemuDriver
 
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Callable
     from pathlib import Path
 
     from torpor.config import Settings
+    from torpor.snapshot.manifest import Manifest
     from torpor.vmm.interface import Driver
 
 log = logging.getLogger("torpor.node")
 
 _LOCK_WAIT_S: Final = 10.0
+_DRIVERS: Final[dict[str, Callable[[Settings], Driver]]] = {
+    "qemu": QemuDriver,
+    "firecracker": FirecrackerDriver,
+}
 
 
 class Reporter(Protocol):
@@ -51,7 +59,10 @@ class Silent:
 
 @dataclass(frozen=True)
 class Parts:
-    """One node's parts; made once by `open_parts`, shared by all that the node does."""
+    """One node's parts; made once by `open_parts`, shared by all that the node does.
+
+    `driver` makes the VMs that boot; what is made from a snapshot asks `driver_of`.
+    """
 
     settings: Settings
     journal: Journal
@@ -86,9 +97,27 @@ class Parts:
         path = self.locks_dir / "files"
         return take(path, timeout_s=wait_s, what="this home's snapshots")
 
+    def driver_of(self, manifest: Manifest) -> Driver:
+        """Who restores a snapshot, and has the instances that were restored from it.
+
+        The VMM that made it if the setting leaves that open, else the one that is set: it then
+        refuses the other's snapshots. Raises HostUnfit when the VMM is missing.
+        """
+        wanted = manifest.platform.vmm
+        if self.settings.vmm != "auto" or wanted == self.driver.name or wanted not in _DRIVERS:
+            return self.driver
+        return _DRIVERS[wanted](self.settings)
+
     def boot_files(self) -> BootFiles:
         """Kernel and initramfs of this host. Blocking; raises HostUnfit."""
         return load_boot(self.settings.boot_dir)
+
+
+def choose_driver(settings: Settings) -> Driver:
+    """The driver for VMs that boot. Blocking. Raises HostUnfit."""
+    if settings.vmm == "auto":
+        return _DRIVERS["firecracker" if is_usable(settings) else "qemu"](settings)
+    return _DRIVERS[settings.vmm](settings)
 
 
 def open_parts(
@@ -109,6 +138,6 @@ def open_parts(
         snapshots=LocalSnapshots(home / "snapshots"),
         images=ImageLibrary(home / "images"),
         slots=SlotRegistry(settings.runtime_dir, pool_size=settings.net_pool),
-        driver=driver or QemuDriver(settings),
+        driver=driver or choose_driver(settings),
         reporter=reporter or Silent(),
     )

@@ -25,7 +25,7 @@ import asyncio
 import enum
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torpor.errors import InternalError
 
@@ -54,15 +54,18 @@ class VmmState(enum.Enum):
 class VmConfig:
     """Everything that one VM process is made of.
 
-    `directory` is the instance's own, where sockets and logs go. `memory` is the file that becomes
-    the guest's memory by private mapping: it is never written. `namespace` is the network namespace
-    in which `tap` exists; with None the guest's network card is connected to nothing. With
+    `directory` is the instance's own, where sockets and logs go. `kernel` and `vmlinux` are one
+    kernel in two forms, as packaged and as an ELF file: a driver takes what its VMM loads. `memory`
+    is the file that becomes the guest's memory by private mapping: it is never written. A VM that
+    boots has an empty one, all holes, in whose place a VMM may have anonymous memory. `namespace`
+    is the network namespace in which `tap` exists; with None the guest reaches nothing. With
     `paged`, memory comes from a pager: a missing page must not bring a huge one along.
     """
 
     directory: Path
     machine: Machine
     kernel: Path
+    vmlinux: Path
     initramfs: Path
     command_line: str
     memory: Path
@@ -151,7 +154,10 @@ class Vmm(abc.ABC):
         )
 
     async def copy_written_memory(self, data: Path) -> WrittenMemory:
-        """PAUSED: copy every page written since the memory file was mapped to a new file."""
+        """PAUSED: copy every page written since memory was mapped to a new file.
+
+        Taken again it has the same pages: what was saved or copied in between does not count.
+        """
         return await self._step(
             functools.partial(self._copy_written_memory, data), {VmmState.PAUSED}, VmmState.PAUSED
         )
@@ -217,7 +223,9 @@ class Vmm(abc.ABC):
 
 
 class Driver(abc.ABC):
-    """Makes VMs of one kind."""
+    """Makes VMs of one kind; `name` is what manifests call it."""
+
+    name: ClassVar[str]
 
     @abc.abstractmethod
     def platform(self, kernel: Digest) -> Platform:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.fake_vmm import FakeDriver
+from fixtures.firecracker import make_fake, needed_firecracker
 from torpor.config import Settings
 from torpor.errors import InternalError, TorporError, VmmFailed
 from torpor.host.sparse import copy_sparse, write_page_runs
@@ -19,6 +20,7 @@ from torpor.image.scratch import make_empty_app, make_scratch
 from torpor.image.squashfs import tree_to_squashfs
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
+from torpor.vmm.firecracker.driver import FirecrackerDriver
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.qemu.driver import QemuDriver
 
@@ -36,6 +38,7 @@ class Rig:
     driver: Driver
     directory: Path
     kernel: Path
+    vmlinux: Path
     initramfs: Path
     kernel_says: str = ""
     """What the console shows when the guest runs from its own memory, no more from firmware."""
@@ -65,6 +68,7 @@ class Rig:
             directory=directory,
             machine=MACHINE,
             kernel=self.kernel,
+            vmlinux=self.vmlinux,
             initramfs=self.initramfs,
             command_line=KERNEL_CMDLINE.replace("quiet ", ""),
             memory=memory,
@@ -128,17 +132,39 @@ class Rig:
 def _fake(tmp_path: Path) -> Rig:
     nothing = tmp_path / "nothing"
     nothing.touch()
-    return Rig(FakeDriver(), tmp_path, nothing, nothing)
+    return Rig(FakeDriver(), tmp_path, nothing, nothing, nothing)
 
 
 def _qemu(tmp_path: Path) -> Rig:
+    return _real(QemuDriver(Settings()), tmp_path)
+
+
+def _fake_firecracker(tmp_path: Path) -> Rig:
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(b"\x7fELF")
+    driver = FirecrackerDriver(Settings(firecracker=make_fake(tmp_path)))
+    return Rig(driver, tmp_path, kernel, kernel, kernel)
+
+
+def _firecracker(tmp_path: Path) -> Rig:
+    return _real(FirecrackerDriver(Settings(firecracker=needed_firecracker())), tmp_path)
+
+
+def _real(driver: Driver, tmp_path: Path) -> Rig:
     boot = load_boot(Settings().boot_dir)
-    return Rig(
-        QemuDriver(Settings()), tmp_path, boot.kernel, boot.initramfs, "Run /init as init process"
-    )
+    says = "Run /init as init process"
+    return Rig(driver, tmp_path, boot.kernel, boot.vmlinux, boot.initramfs, says)
 
 
-@pytest.fixture(params=[_fake, pytest.param(_qemu, marks=pytest.mark.vm)], ids=["fake", "qemu"])
+@pytest.fixture(
+    params=[
+        _fake,
+        _fake_firecracker,
+        pytest.param(_qemu, marks=pytest.mark.vm),
+        pytest.param(_firecracker, marks=pytest.mark.vm),
+    ],
+    ids=["fake", "fake-firecracker", "qemu", "firecracker"],
+)
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     """Each driver in turn; all its VMs are dead after the test."""
     make: Callable[[Path], Rig] = request.param

@@ -17,6 +17,7 @@ from torpor.node import doctor
 TORPOR = Path(sys.executable).with_name("torpor")
 TABLE = (
     *("user", "kernel", "cpu", "accelerator", "qemu", "guest kernel", "fuse", "tun", "nftables"),
+    "firecracker",
     "FUSE resend",
     *("ip", "nft", "mmdebstrap", "home", "boot_dir", "memory", "open files", "processes"),
 )
@@ -53,6 +54,16 @@ def test_every_line_of_the_table(tmp_path: Path) -> None:
     [
         ({"TORPOR_QEMU": "/nonexistent/qemu"}, "qemu", "is not installed"),
         ({"TORPOR_QEMU": "/bin/true"}, "qemu", "no microvm machine"),
+        (
+            {"TORPOR_VMM": "firecracker", "TORPOR_FIRECRACKER": "/nonexistent/f"},
+            "firecracker",
+            "there is no Firecracker binary /nonexistent/f",
+        ),
+        (
+            {"TORPOR_VMM": "firecracker", "TORPOR_FIRECRACKER": "/bin/true"},
+            "firecracker",
+            "is no Firecracker",
+        ),
         ({"TORPOR_BOOT_DIR": "/nonexistent"}, "guest kernel", "no guest kernel"),
         ({"TORPOR_HOME": "/proc/version/home"}, "home", "not a directory that can be written"),
     ],
@@ -142,6 +153,32 @@ def test_programs_rules_and_user() -> None:
     assert doctor.check_qemu(lack).status == "failure"
     assert doctor.check_root(1000).status == "failure"
     assert doctor.check_root(0).status == "ok"
+
+
+def test_firecracker() -> None:
+    """Needed only when it is set; else the line says why QEMU is taken."""
+
+    def lack() -> str:
+        raise HostUnfit("there is no Firecracker binary f", hint="docs/firecracker.md")
+
+    def unable() -> None:
+        raise HostUnfit("/dev/kvm cannot be opened", reason="Permission denied")
+
+    def able() -> None:
+        return None
+
+    found = doctor.check_firecracker("auto", able, lambda: "1.16.1")
+    assert (found.status, found.found) == ("ok", "1.16.1, boots guests")
+    assert doctor.check_firecracker("qemu", unable, lack).status == "ok"
+    for need_kvm, ask, words in (
+        (able, lack, "no Firecracker binary"),
+        (unable, lambda: "1.16.1", "Permission denied"),
+    ):
+        assert doctor.check_firecracker("auto", need_kvm, ask).found.startswith("not used: ")
+        finding = doctor.check_firecracker("firecracker", need_kvm, ask)
+        assert finding.status == "failure"
+        assert words in finding.found
+        assert finding.advice
 
 
 def test_limits_and_memory() -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from torpor.errors import HostUnfit, VmmFailed
 from torpor.host import cpu, pagemap, process
@@ -18,6 +18,7 @@ from torpor.snapshot.manifest import Platform
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.qemu import arguments
 from torpor.vmm.qemu.monitor import Monitor
+from torpor.vmm.written import copy_written_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,8 @@ _ADOPTABLE: Final = {"running": VmmState.RUNNING, "paused": VmmState.PAUSED}
 class QemuDriver(Driver):
     """QEMU with the microvm machine under KVM or TCG."""
 
+    name: ClassVar[str] = "qemu"
+
     def __init__(self, settings: Settings) -> None:
         self._program = settings.qemu
         self.accelerator = cpu.choose_accelerator(settings.accelerator)
@@ -46,7 +49,7 @@ class QemuDriver(Driver):
         native = self.accelerator == "kvm"
         return Platform(
             architecture=os.uname().machine,
-            vmm="qemu",
+            vmm=self.name,
             vmm_version=_version(self._program),
             machine_type=arguments.MACHINE_TYPE,
             accelerator=self.accelerator,
@@ -153,7 +156,8 @@ class QemuVmm(Vmm):
 
     async def _copy_written_memory(self, data: Path) -> WrittenMemory:
         assert self._process is not None
-        return await in_thread(_copy_written, self._process.pid, self.config.memory, data)
+        find = functools.partial(pagemap.find_mapping, path=self.config.memory)
+        return await in_thread(copy_written_memory, self._process.pid, find, data)
 
     async def _stop(self) -> None:
         await self._disconnect()
@@ -226,17 +230,6 @@ class QemuVmm(Vmm):
             if not words:
                 raise
             raise VmmFailed(error.message, reason=words, hint=error.hint) from None
-
-
-def _copy_written(pid: int, memory: Path, data: Path) -> WrittenMemory:
-    try:
-        mapping = pagemap.find_mapping(pid, memory)
-        runs = pagemap.find_written(pid, mapping)
-        with data.open("wb", buffering=0) as target:
-            pagemap.copy_written(pid, mapping, runs, target.fileno())
-    except (ProcessLookupError, FileNotFoundError) as error:
-        raise VmmFailed(f"process {pid} ended during capture", reason=str(error)) from None
-    return WrittenMemory(runs, data)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Firecracker, driven over its HTTP API on a Unix socket."""

@@ -1,0 +1,143 @@
+"""Firecracker's API: HTTP/1.1 with JSON over a Unix socket, one connection a request.
+
+Encoding and decoding are pure; `Api` is the thin shell. Nothing is kept between requests, so a VM
+can be left by one process of torpor and taken over by another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from torpor.errors import DeadlineExceeded, NoSpace, VmmFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torpor.vmm.firecracker.requests import Request
+
+_ANSWER_TIMEOUT_S: Final = 60.0
+_LARGEST_HEAD: Final = 16 << 10
+_LARGEST_BODY: Final = 1 << 20
+_NO_SPACE: Final = "No space left on device"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The beginning of an answer: status and how many bytes follow."""
+
+    status: int
+    length: int
+
+
+def encode_request(request: Request) -> bytes:
+    """The bytes of a request."""
+    body = b"" if request.body is None else msgspec.json.encode(request.body)
+    lines = [f"{request.method} {request.path} HTTP/1.1", "Host: localhost"]
+    lines += ["Accept: application/json"]
+    if request.body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def decode_head(data: bytes) -> Head:
+    """The head of an answer, with the empty line that ends it. Raises VmmFailed."""
+    first, _, rest = data.partition(b"\r\n")
+    words = first.split(b" ", 2)
+    length = b"0"
+    for line in rest.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            length = value.strip()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise VmmFailed("Firecracker's answer is not HTTP", reason=repr(first[:80]))
+    if not length.isdigit() or int(length) > _LARGEST_BODY:
+        raise VmmFailed("Firecracker's answer has an impossible length", reason=repr(length[:80]))
+    return Head(int(words[1]), int(length))
+
+
+def decode_answer(request: Request, head: Head, body: bytes) -> Any:  # noqa: ANN401
+    """What a request brought, None for an empty answer.
+
+    Raises NoSpace or VmmFailed with Firecracker's own words when it refused.
+    """
+    try:
+        content = msgspec.json.decode(body) if body else None
+    except ValueError:  # msgspec's, and its UnicodeDecodeError
+        content = body.decode(errors="replace")[:500]
+    if 200 <= head.status < 300:
+        return content
+    words = content.get("fault_message") if isinstance(content, dict) else content
+    error = NoSpace if _NO_SPACE in str(words) else VmmFailed
+    raise error(f"Firecracker refused {request.name}", reason=str(words or f"status {head.status}"))
+
+
+class Api:
+    """The API of one Firecracker process at a socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def ask(self, request: Request) -> Any:  # noqa: ANN401
+        """Send one request and return what it answered.
+
+        Raises VmmFailed when Firecracker refuses, with its words, or cannot be reached, NoSpace,
+        DeadlineExceeded.
+        """
+        try:
+            # not asyncio.wait_for: Python 3.11's loses a cancellation that meets the answer
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return await self._exchange(request)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"Firecracker did not answer {request.name} within {_ANSWER_TIMEOUT_S:.0f} s"
+            ) from None
+        except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+            raise VmmFailed(
+                f"lost the connection to Firecracker at {request.name}",
+                reason=str(error) or type(error).__name__,
+            ) from None
+
+    def listens(self) -> bool:
+        """Whether somebody listens at the socket."""
+        try:
+            connect(self._path).close()
+        except OSError:
+            return False
+        return True
+
+    async def _exchange(self, request: Request) -> Any:  # noqa: ANN401
+        reader, writer = await asyncio.open_unix_connection(
+            sock=connect(self._path), limit=_LARGEST_HEAD
+        )
+        try:
+            writer.write(encode_request(request))
+            await writer.drain()
+            head = decode_head(await reader.readuntil(b"\r\n\r\n"))
+            body = await reader.readexactly(head.length)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        return decode_answer(request, head, body)
+
+
+def connect(path: Path) -> socket.socket:
+    """A connection to a Unix socket whose path may be longer than an address can hold."""
+    parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(f"/proc/self/fd/{parent}/{path.name}")
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        os.close(parent)
+    connection.setblocking(False)
+    return connection

@@ -1,0 +1,259 @@
+"""Firecracker as a Vmm.
+
+Device state is written by a Diff snapshot with dirty page tracking, the least that Firecracker
+offers. Of a restored VM the memory that comes with it is thrown away: pagemap finds the same, page
+for page, but it counts from the mapping of memory, not from the last snapshot, a failed snapshot
+loses nothing of it, and no file system decides how exactly holes are told from data. Of a booted
+VM it is kept, and later ones are merged into it (see `memory`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from torpor.errors import HostUnfit, NoSpace, VmmFailed
+from torpor.host import cpu, pagemap, process
+from torpor.host.cancel import in_thread
+from torpor.host.seccomp import refuse_huge_pages
+from torpor.snapshot.manifest import Platform
+from torpor.vmm.firecracker import requests
+from torpor.vmm.firecracker.api import Api
+from torpor.vmm.firecracker.jail import Jail
+from torpor.vmm.firecracker.memory import copy_diff, maps_file
+from torpor.vmm.firecracker.program import find_version, require_kvm
+from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
+from torpor.vmm.written import copy_written_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Any
+
+    from torpor.config import Settings
+    from torpor.host.process import ProcessId
+    from torpor.units import Digest
+    from torpor.vmm.firecracker.program import Version
+    from torpor.vmm.firecracker.requests import Request
+
+MACHINE_TYPE: Final = "mmio"
+_ELF: Final = b"\x7fELF"
+_LISTEN_TIMEOUT_S: Final = 20.0
+_LISTEN_RETRY_S: Final = 0.002
+_ADOPTABLE: Final = {"Running": VmmState.RUNNING, "Paused": VmmState.PAUSED}
+_LOG_PREFIX = re.compile(r"^\S+ \[[^\]]*\] ")
+_LAST_LINES: Final = 6
+
+
+class FirecrackerDriver(Driver):
+    """Firecracker 1.12 and later, under KVM."""
+
+    name: ClassVar[str] = "firecracker"
+
+    def __init__(self, settings: Settings) -> None:
+        self._program = settings.firecracker
+        self._accelerator = settings.accelerator
+
+    def platform(self, kernel: Digest) -> Platform:
+        """See Driver."""
+        require_kvm(self._accelerator)
+        return Platform(
+            architecture=os.uname().machine,
+            vmm=self.name,
+            vmm_version=str(find_version(self._program)),
+            machine_type=MACHINE_TYPE,
+            accelerator="kvm",
+            cpu_model="host",
+            cpu_vendor=cpu.vendor(),
+            cpu_flags=tuple(sorted(cpu.flags())),
+            page_bytes=pagemap.PAGE_BYTES,
+            kernel=kernel,
+        )
+
+    def create(self, config: VmConfig) -> FirecrackerVmm:
+        """See Driver."""
+        return FirecrackerVmm(config, program=self._program)
+
+    async def adopt(self, config: VmConfig, process: ProcessId) -> FirecrackerVmm:
+        """See Driver."""
+        vmm = self.create(config)
+        await vmm.attach(process)
+        return vmm
+
+
+class FirecrackerVmm(Vmm):
+    """One Firecracker process."""
+
+    def __init__(self, config: VmConfig, *, program: str) -> None:
+        super().__init__(config)
+        self._program = program
+        self._process: ProcessId | None = None
+        self._version: Version | None = None
+        self._jail = Jail.of(config)
+        self._api = Api(self._jail.socket)
+        self._saved = False
+
+    @property
+    def process(self) -> ProcessId | None:
+        """See Vmm."""
+        return self._process
+
+    def last_words(self) -> str:
+        """See Vmm."""
+        try:
+            lines = self.config.vmm_log.read_text(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(_LOG_PREFIX.sub("", line) for line in lines[-_LAST_LINES:])
+
+    async def attach(self, identity: ProcessId) -> None:
+        """Take over a Firecracker that another process of torpor started. Raises VmmFailed."""
+        self._process = identity
+        answer = await self._api.ask(requests.Request("GET", "/"))
+        found = answer.get("state") if isinstance(answer, dict) else answer
+        state = _ADOPTABLE.get(str(found))
+        if state is None:
+            raise VmmFailed(f"Firecracker process {identity.pid} does not run", reason=str(found))
+        self._enter(state)
+
+    async def _boot(self) -> None:
+        asked = requests.boot_requests(self.config)
+        await in_thread(_check_kernel, self.config.vmlinux)
+        await self._start()
+        for request in asked:
+            await self._ask(request)
+
+    async def _start(self) -> None:
+        await in_thread(self._spawn)
+        await self._listening()
+
+    def _spawn(self) -> None:
+        """Start Firecracker; its identity is kept here, where no cancellation loses it."""
+        config = self.config
+        if not config.memory.is_file():
+            raise VmmFailed(f"there is no memory file {config.memory}")
+        self._version = find_version(self._program)
+        self._jail.make(config)
+        config.vmm_log.touch()
+        self._process = process.spawn(
+            self._jail.command(config, str(shutil.which(self._program))),
+            log=config.console_log,  # the guest's console is Firecracker's standard output
+            cwd=self._jail.directory,
+            prepare=refuse_huge_pages if config.paged else None,
+        )
+
+    async def _listening(self) -> None:
+        """Firecracker makes its socket itself and tells nobody when."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(_LISTEN_TIMEOUT_S):
+                while not self._api.listens():
+                    if not self._process.is_alive():
+                        raise VmmFailed("Firecracker ended at its start", reason=self._said())
+                    await asyncio.sleep(_LISTEN_RETRY_S)
+        except TimeoutError:
+            raise VmmFailed(
+                f"Firecracker made no socket within {_LISTEN_TIMEOUT_S:.0f} s", reason=self._said()
+            ) from None
+
+    def _said(self) -> str:
+        words = self.last_words()
+        with contextlib.suppress(FileNotFoundError):
+            lines = self.config.console_log.read_text(errors="replace").splitlines()
+            words = words or "\n".join(lines[-_LAST_LINES:])
+        return words
+
+    async def _load(self, vmstate: Path) -> None:
+        if self._version is None:
+            raise VmmFailed("the version of this Firecracker is not known")
+        await in_thread(self._jail.link_state, vmstate)
+        await self._ask(requests.load_request(self._version))
+
+    async def _resume(self) -> None:
+        self._saved = False
+        await self._ask(requests.run_request(paused=False))
+
+    async def _pause(self) -> None:
+        await self._ask(requests.run_request(paused=True))
+
+    async def _save_state(self, vmstate: Path) -> None:
+        await self._save()
+        await in_thread(_move, self._jail.saved_state, vmstate)
+
+    async def _copy_written_memory(self, data: Path) -> WrittenMemory:
+        assert self._process is not None
+        if await in_thread(self._is_restored):
+            find = functools.partial(pagemap.find_mapping, path=self.config.memory)
+            return await in_thread(copy_written_memory, self._process.pid, find, data)
+        if not self._saved:
+            await self._save()
+        return await in_thread(copy_diff, self._jail.saved_memory, data)
+
+    def _is_restored(self) -> bool:
+        assert self._process is not None
+        return maps_file(self._process.pid, self.config.memory)
+
+    async def _save(self) -> None:
+        """Let Firecracker write device state and memory, as they are in this pause."""
+        restored = await in_thread(self._is_restored)
+        lost = self._jail.lost_memory
+        try:
+            await self._ask(requests.save_request(whole=lost.exists() and not restored))
+        except BaseException:
+            lost.touch()  # Firecracker may count pages as saved that are in no file now
+            self._jail.saved_state.unlink(missing_ok=True)
+            self._jail.saved_memory.unlink(missing_ok=True)
+            raise
+        lost.unlink(missing_ok=True)
+        if restored:
+            self._jail.saved_memory.unlink()
+        self._saved = True
+
+    async def _stop(self) -> None:
+        if self._process is not None:
+            await in_thread(self._process.kill)
+
+    async def _detach(self) -> None:
+        return
+
+    async def _ask(self, request: Request) -> Any:  # noqa: ANN401
+        with self._explained():
+            return await self._api.ask(request)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add what Firecracker logged to an error that lost the connection."""
+        try:
+            yield
+        except VmmFailed as error:
+            alive = self._process is not None and self._process.is_alive()
+            words = self.last_words()
+            if alive or not words or words in error.reason:
+                raise
+            raise VmmFailed(error.message, reason=f"{error.reason}\n{words}") from None
+
+
+def _check_kernel(path: Path) -> None:
+    """Firecracker loads an ELF kernel only."""
+    hint = "run `torpor kernel install`"
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(len(_ELF))
+    except FileNotFoundError:
+        raise HostUnfit(f"there is no kernel {path} for Firecracker", hint=hint) from None
+    if magic != _ELF:
+        raise HostUnfit(f"the kernel {path} is no ELF file", reason=repr(magic), hint=hint)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        shutil.move(source, target)
+    except OSError as error:
+        kind = NoSpace if error.errno == errno.ENOSPC else VmmFailed
+        raise kind(f"device state cannot be written to {target}", reason=str(error)) from None
