@@ -147,7 +147,7 @@ VmmKind = Annotated[
     typer.Option(
         "--vmm",
         metavar="KIND",
-        callback=_keep("vmm"),
+        callback=keep("vmm"),
         help="qemu, firecracker, or auto: Firecracker where it and KVM are.",
     ),
 ]

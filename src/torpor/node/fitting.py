@@ -24,8 +24,11 @@ def check_fits(parts: Parts, paging: Paging, snapshot: LocalSnapshot) -> None:
         if not paging.has_image(digest):
             differences.append(f"{what} {digest[:12]} is not on this node")
     if differences:
+        hint = "restore it on a host like the one that made it, or deploy the function here"
+        if manifest.platform.vmm != here.vmm:
+            hint = f"a host with that VMM wakes it with --vmm {manifest.platform.vmm} or auto"
         raise Incompatible(
             f"snapshot {snapshot.digest[:12]} cannot run on this host",
             reason="; ".join(differences),
-            hint="restore it on a host like the one that made it, or deploy the function here",
+            hint=hint,
         )
