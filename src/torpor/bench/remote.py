@@ -9,57 +9,34 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import structs
-
-from torpor.bench.late import late_server
-from torpor.bench.link import inside, shaped_link
-from torpor.bench.minio import minio_server
-from torpor.bench.transfer import Job, Pull, Push, Target, perform
-from torpor.bench.workspace import workspace
+from torpor.bench.far import FarStore, far_store
+from torpor.bench.link import inside
+from torpor.bench.transfer import WAYS, Job, Pull, perform
 from torpor.host.cancel import in_thread
 from torpor.node.invoke import Request, send_request
 from torpor.node.node import Node
-from torpor.snapshot.repository.keys import new_key_line, parse_keyring
+from torpor.snapshot.repository.keys import parse_keyring
 from torpor.snapshot.repository.repository import Repository
 from torpor.store.stack import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from torpor.bench.link import Link
     from torpor.bench.report import Report
     from torpor.config import Settings
     from torpor.snapshot.local import LocalSnapshot
+    from torpor.units import Digest
 
-DELAY_S: Final = 0.02
-_MINIO_PORT: Final = 9000
 _REF: Final = "remote"
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A store behind a link, with one snapshot in it, pushed both ways."""
+class Remote(FarStore):
+    """A far store with one snapshot in it, pushed both ways."""
 
-    directory: Path
-    link: Link
-    target: Target
     request: Request
     port: int
-
-    def settings(self, base: Settings, home: Path) -> Settings:
-        """Settings of a node with a home of its own that wakes from this store."""
-        return dataclasses.replace(
-            base,
-            home=home,
-            store=self.target.url,
-            s3_endpoint=self.target.endpoint,
-            s3_access_key_id=self.target.user,
-            s3_secret_access_key=self.target.password,
-            key=self.target.key,
-            lazy=True,
-            pager_stays=True,
-        )
 
     def stored_bytes(self, base: Settings) -> int:
         """Sealed bytes of the snapshot's non-zero memory, as the repository holds it. Blocking."""
@@ -79,49 +56,18 @@ def remote_store(
     program: Path,
     home: Path,
     snapshot: LocalSnapshot,
-    images: dict[str, str],
+    images: Mapping[Digest, Path],
     *,
     base: LocalSnapshot | None,
     request: Request,
 ) -> Iterator[Remote]:
     """A store with a snapshot pushed to it, all of it gone after the body. Blocking."""
-    with workspace(home) as work, contextlib.ExitStack() as stack:
-        link = stack.enter_context(shaped_link(work.namespace_prefix))
-        minio = stack.enter_context(
-            minio_server(
-                program,
-                work.directory / "minio",
-                namespace=link.store_side,
-                address=link.store_address,
-            )
-        )
-        late = stack.enter_context(
-            late_server(
-                work.directory,
-                namespace=link.store_side,
-                address=link.store_address,
-                upstream_port=_MINIO_PORT,
-                delay_s=DELAY_S,
-            )
-        )
-        near = Target(minio.url("wake"), minio.endpoint, minio.user, minio.password, new_key_line())
-        push = Push(
-            snapshots=str(snapshot.directory.parent),
-            digest=snapshot.digest,
-            images=images,
-            base=base.digest if base else None,
-            ref=_REF,
-        )
-        for way in ("repository", "whole"):
-            perform(Job(near, push, way), namespace=link.store_side)
-        assert snapshot.manifest.function is not None
-        yield Remote(
-            work.directory,
-            link,
-            structs.replace(near, endpoint=late.endpoint),
-            request,
-            snapshot.manifest.function.port,
-        )
+    assert snapshot.manifest.function is not None
+    with far_store(program, home) as store:
+        for way in WAYS:
+            store.push(snapshot, images, base=base, ref=_REF, way=way)
+        port = snapshot.manifest.function.port
+        yield Remote(store.directory, store.link, store.near, store.target, request, port)
 
 
 async def add_remote_round(report: Report, remote: Remote, base: Settings) -> None:

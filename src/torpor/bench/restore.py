@@ -108,7 +108,7 @@ def _remote(
         minio,
         node.parts.settings.home,
         snapshot,
-        {d: str(images.path(d)) for d in (manifest.image, manifest.function.app)},
+        {d: images.path(d) for d in (manifest.image, manifest.function.app)},
         base=node.parts.snapshots.get(manifest.parent),
         request=request,
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 
 Way = Literal["repository", "whole"]
+WAYS: Final[tuple[Way, ...]] = ("repository", "whole")
 
 
 class Target(msgspec.Struct, frozen=True):
