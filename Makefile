@@ -45,7 +45,7 @@ lock: setup ## pin what pyproject.toml asks for
 		--python-version 3.11 pyproject.toml -o requirements.lock
 
 bench: setup-test ## all benchmarks
-	@for name in restore pause push pull; do .venv/bin/torpor bench $$name || exit; done
+	@for name in restore pause push pull paging crowd; do .venv/bin/torpor bench $$name || exit; done
 
 wheel: setup ## build dist/torpor-*.whl; `scripts/make-venv --into DIRECTORY` installs one
 	@.venv/bin/uv build --quiet --wheel --offline --no-build-isolation --python .venv/bin/python -o dist

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from torpor.bench.asking import get
+from torpor.bench.cpu import process_cpu_s
 from torpor.bench.gateway import listening
 from torpor.bench.report import Report, host_parameters
 from torpor.bench.subjects import subjects_of
-from torpor.errors import FunctionFailed
 from torpor.gateway import Gateway
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torpor.node.node import Node
 
 _REQUESTS_EACH: Final = 10
@@ -55,10 +57,12 @@ async def _burst(report: Report, node: Node, names: list[str], label: str) -> li
     """Wake these functions by requests, put the samples down, stop them again; order of wakes."""
     async with listening(Gateway(node, node.parts.settings)) as gateway:
         own_s = time.process_time()
-        asked = [_ask(gateway, name) for name in names for _ in range(_REQUESTS_EACH)]
+        asked = [
+            get(gateway.address, f"/f/{name}/") for name in names for _ in range(_REQUESTS_EACH)
+        ]
         times = await asyncio.gather(*asked)
         rows = node.parts.journal.instances()
-        vmm_s = sum(_cpu_s(row.vmm.pid) for row in rows if row.vmm and row.function in names)
+        vmm_s = sum(process_cpu_s(row.vmm.pid) for row in rows if row.vmm and row.function in names)
         total_s = time.process_time() - own_s + vmm_s
         wakes = gateway.stats().recent_wakes
     await node.stop_all([row.id for row in rows if row.function in names])
@@ -70,23 +74,3 @@ async def _burst(report: Report, node: Node, names: list[str], label: str) -> li
     report.add(f"{label} last answer", max(times), "s")
     report.add(f"{label} cpu each", total_s / len(names), "s")
     return [wake.function for wake in wakes]
-
-
-async def _ask(gateway: Gateway, name: str) -> float:
-    """One request on a connection of its own; the seconds to the end of its answer."""
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection(*gateway.address)
-    try:
-        writer.write(b"GET /f/%b/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % name.encode())
-        answer = await reader.read()
-    finally:
-        writer.close()
-    if not answer.startswith(b"HTTP/1.1 200 "):
-        raise FunctionFailed(f"{name} did not answer", reason=answer[:500].decode("latin-1"))
-    return time.perf_counter() - began
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far (proc(5), fields 14 and 15 of stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -32,7 +32,8 @@ def bench(
     scenario: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="restore, pause, push, pull, paging, gateway, burst or cycles."
+            metavar="NAME",
+            help="restore, pause, push, pull, paging, crowd, gateway, burst or cycles.",
         ),
     ],
     rounds: Annotated[
@@ -68,7 +69,7 @@ def bench(
 ) -> None:
     """Measure: series of samples, interleaved, and ratios with median, p10 and p90.
 
-    restore, push and pull start a MinIO and a link in namespaces of their own. As root.
+    All but pause, gateway and burst start a MinIO and a link in namespaces of their own. As root.
 
     Example: torpor bench restore --runs 9 --json
 
@@ -78,6 +79,7 @@ def bench(
     async def main() -> None:
         from torpor.bench.arena import Sizes
         from torpor.bench.burst import bench_burst
+        from torpor.bench.crowd import bench_crowd
         from torpor.bench.cycles import bench_cycles
         from torpor.bench.gateway import bench_gateway
         from torpor.bench.minio import find_minio
@@ -102,6 +104,10 @@ def bench(
                     report = await bench_pause(node, function=function, runs=runs)
                 case "paging":
                     report = await bench_paging(node, runs=runs, minio=find_minio(minio))
+                case "crowd":
+                    report = await bench_crowd(
+                        node, function=function, runs=runs, minio=find_minio(minio)
+                    )
                 case "gateway":
                     report = await bench_gateway(node, function=function, runs=runs, vm=not stub)
                 case "burst":
@@ -121,7 +127,8 @@ def bench(
                 case other:
                     raise InvalidInput(
                         f"there is no benchmark {other!r}",
-                        hint="choose restore, pause, push, pull, paging, gateway, burst, cycles",
+                        hint="choose restore, pause, push, pull, paging, crowd, gateway, burst or"
+                        " cycles",
                     )
         _print_report(report)
 
@@ -134,13 +141,19 @@ def _print_report(report: Report) -> None:
         return
     from torpor.bench.report import Spread
 
+    def promised(name: str) -> str:
+        bound = report.promises.get(name)
+        return str(bound) if bound else ""
+
     rows = []
     for name, series in report.series.items():
         spread = Spread.of(series.samples)
-        rows.append((name, *(f"{v:.4g} {series.unit}" for v in dataclasses.astuple(spread))))
+        values = (f"{v:.4g} {series.unit}" for v in dataclasses.astuple(spread))
+        rows.append((name, *values, promised(name)))
     for name, spread in report.ratios.items():
-        rows.append((name, *(f"{v:.3f}" for v in dataclasses.astuple(spread))))
-    print_table(("", "MEDIAN", "P10", "P90"), rows, empty="")
+        values = (f"{v:.3f}" for v in dataclasses.astuple(spread))
+        rows.append((name, *values, promised(name)))
+    print_table(("", "MEDIAN", "P10", "P90", "PROMISED"), rows, empty="")
 
 
 def demo(

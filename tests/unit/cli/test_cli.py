@@ -92,7 +92,7 @@ def test_listings_of_an_empty_home(tmp_path: Path, words: tuple[str, ...]) -> No
         (("net", "check", "--log-line", "nonsense"), 2, ""),
         (("--store", "gopher://x", "snapshot", "pull", "x"), 2, "gopher"),
         (("no-such-command",), 2, "No such command"),
-        (("bench", "speed"), 2, "restore, pause, push, pull"),
+        (("bench", "speed"), 2, "paging, crowd, gateway"),
         (("bench", "push", "--minio", "/nowhere"), 11, "make setup-test"),
         (("bench", "pull", "--memory", "much"), 2, "not a size"),
     ],
