@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.bench.subjects import Subjects
-    from torpor.node.instance import Instance
+    from torpor.node.live import Instance
 
 CLONES: Final = 16
 FUNCTIONS: Final = 8
