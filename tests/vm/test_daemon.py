@@ -9,6 +9,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fixtures.commands import journal_of, run_torpor, wait_until
 from fixtures.daemons import daemon
 from fixtures.nodes import EXAMPLES
 from torpor.errors import NotFound
+from torpor.net.log_line import parse_log_line
 from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
 
@@ -47,6 +49,13 @@ def serving(settings: Settings, *words: str, **more: str) -> Iterator[DaemonProc
                     left = [one.id for one in client.instances()]
                     if left:
                         client.stop(left)
+
+
+def remote(minio_settings: Settings) -> dict[str, str]:
+    """The settings of a node that lives from a MinIO."""
+    keys = ("s3_endpoint", "s3_region", "s3_access_key_id", "s3_secret_access_key")
+    store = {key: str(getattr(minio_settings, key)) for key in keys}
+    return {**store, "snapshots": "remote", "upload_retry_s": "1"}
 
 
 def through_gateway(client: Client, name: str) -> tuple[int, Any]:
@@ -169,7 +178,7 @@ def test_drain_lets_requests_end(deployed: Settings) -> None:
     with serving(deployed, drain_s="60") as served:
         for number, hurried in enumerate((False, True), start=1):
             with served.client() as client:
-                client.invoke("ledger", Request(), keep=True)
+                assert through_gateway(client, "ledger")[0] == 200
                 gateway = client.status().gateway
             assert served.process is not None
             with begin_slowly(served, gateway) as connection:
@@ -215,6 +224,8 @@ def test_off_boots_what_local_wakes(deployed: Settings) -> None:
         assert {"boot", "function start"} <= invoked.steps_s.keys()
         (instance,) = client.instances()
         assert through_gateway(client, "hello")[0] == 200
+        (line,) = [x for x in served.said().splitlines() if x.endswith(f"funcID={instance.id}")]
+        assert parse_log_line(line)["CloneIP"] == instance.address
         captured = client.create_snapshot(instance.id, name="booted")
         client.stop([instance.id])
         assert served.stop() == 0
@@ -230,11 +241,7 @@ def test_two_nodes_and_one_store(
     deployed: Settings, fresh_settings: Settings, minio_settings: Settings
 ) -> None:
     """Deployed on A a function answers on B at its first request; removed on A, B says so."""
-    store = {
-        key: str(getattr(minio_settings, key))
-        for key in ("s3_endpoint", "s3_region", "s3_access_key_id", "s3_secret_access_key")
-    }
-    store |= {"snapshots": "remote", "upload_retry_s": "1"}
+    store = remote(minio_settings)
     first = replace(deployed, store=minio_settings.store)
     second = replace(fresh_settings, store=minio_settings.store)
     with (
@@ -257,6 +264,42 @@ def test_two_nodes_and_one_store(
             through_gateway(b, "shared")
         assert b.functions() == []
     assert not any(str(second.home) in line for line in find_leftovers(second))
+
+
+def test_two_nodes_that_deploy_at_once(
+    deployed: Settings, imaged_settings: Settings, minio_settings: Settings
+) -> None:
+    """Both deploy the same name at the same time: one wins, the other is told, and wakes that."""
+    store = remote(minio_settings)
+    first = replace(deployed, store=minio_settings.store)
+    second = replace(imaged_settings, store=minio_settings.store)
+    with (
+        serving(first, **store) as on_a,
+        serving(second, **store) as on_b,
+        on_a.client() as a,
+        on_b.client() as b,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        nodes = (a, b)
+        deploying = [pool.submit(n.deploy, EXAMPLES / "hello", name="contested") for n in nodes]
+        views = [one.result() for one in deploying]
+
+        def said() -> list[str]:
+            found = [{f.name: f.store for f in node.functions()}["contested"] for node in nodes]
+            return [text.split(":")[0] for text in found]
+
+        wait_until(lambda: sorted(said()) == ["lost", "stored"])
+        winner, loser = said().index("stored"), said().index("lost")
+        (lost,) = [e for e in nodes[loser].recent_events() if e.kind == "upload.lost"]
+        assert (lost.subject, lost.data["wanted"]) == ("contested", views[loser].snapshot)
+        assert views[winner].snapshot[:12] in lost.data["error"]
+        woken = nodes[loser].restore("contested")
+        (instance,) = nodes[loser].instances()
+        assert (instance.id, instance.snapshot) == (woken.instance, views[winner].snapshot)
+        assert ask(woken.address)
+        nodes[loser].stop([woken.instance])
+        nodes[winner].remove_function("contested")
+        wait_until(lambda: nodes[winner].status().pending == ())
 
 
 def test_commands_on_a_daemon(deployed: Settings, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torpor.node.node import Node
 
-_SCALE: Final = Scale(idle_ms=50)
+_SCALE: Final = Scale(idle_ms=100)
 _ASLEEP_WITHIN_S: Final = 120.0
 _LOOK_AGAIN_S: Final = 0.02
 
