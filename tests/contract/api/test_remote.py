@@ -14,6 +14,7 @@ from torpor.errors import Incompatible, NotFound
 if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
     from fixtures.homes import Furnished, Home
+    from fixtures.minio import MinioServer
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +59,28 @@ def test_pending_uploads_survive_the_daemon(a: Furnished) -> None:
         served.start()
         wait_until(lambda: states(served) == {"f": "stored", "g": "stored"})
     assert in_store(a.home) == {"f": a.f.digest, "g": a.g.digest}
+
+
+@pytest.mark.minio
+def test_store_that_dies_and_comes_back(a: Furnished, mortal_minio: MinioServer) -> None:
+    """With the server killed the node is ahead and serves on; when it answers again all arrives."""
+    server = mortal_minio.settings
+    keys = ("store", "s3_endpoint", "s3_access_key_id", "s3_secret_access_key")
+    settings = {key: str(getattr(server, key)) for key in keys}
+    settings |= {"snapshots": "remote", "upload_retry_s": "1", "store_retry_s": "1"}
+    with daemon(a.home.path, **settings) as served, served.client() as client:
+        wait_until(lambda: states(served) == {"f": "stored", "g": "stored"})
+        mortal_minio.kill()
+        client.remove_function("g")
+        wait_until(lambda: any(e.kind == "upload.failed" for e in client.recent_events()))
+        assert client.status().pending == ("g",)
+        with pytest.raises(Incompatible):  # woken without asking; no host runs a made-up one
+            client.restore("f")
+        mortal_minio.start()
+        mortal_minio.wait_ready()
+        wait_until(lambda: client.status().pending == ())
+        with pytest.raises(NotFound):
+            client.restore("g")
 
 
 def test_commands_beside_the_daemon_are_uploaded_too(a: Furnished) -> None:
