@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _KEPT: Final = 1000
+_MOST_WAITING: Final = 4 * _KEPT
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -69,13 +70,16 @@ class Events:
 
     @contextlib.contextmanager
     def subscribed(self, *, after: int | None = None) -> Iterator[asyncio.Queue[Event]]:
-        """A queue of the events to come; with `after`, first of those since that number."""
+        """A queue of the events to come; with `after`, first of those since that number.
+
+        Who does not take them misses the oldest of the last 4000; their ids tell.
+        """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Event] = asyncio.Queue()
+        queue: asyncio.Queue[Event] = asyncio.Queue(maxsize=_MOST_WAITING)
 
         def hear(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(queue.put_nowait, event)
+                loop.call_soon_threadsafe(_offer, queue, event)
 
         with self._lock:
             for event in self._kept:
@@ -87,3 +91,9 @@ class Events:
         finally:
             with self._lock:
                 self._heard_by.remove(hear)
+
+
+def _offer(queue: asyncio.Queue[Event], event: Event) -> None:
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(event)
