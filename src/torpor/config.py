@@ -134,6 +134,9 @@ class Settings:
     )
     qemu: str = _row("qemu-system-x86_64", str, "QEMU program")
     firecracker: str = _row("firecracker", str, "Firecracker program, 1.12 or later")
+    jailer: str = _row(
+        "jailer", str, "Firecracker's jailer, used where it is installed; empty: it is not"
+    )
     accelerator: Literal["auto", "tcg", "kvm"] = _row(
         "auto", _parse_accelerator, "auto takes KVM when the CPU flags show vmx or svm, else TCG"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import select
 import shlex
@@ -257,15 +258,25 @@ def find_processes_in(directory: Path) -> list[ProcessId]:
     """Live processes whose working directory is `directory` or below it (proc(5), /proc/PID/cwd).
 
     A directory that only torpor makes is a name of its own: this finds a child whose maker died
-    before it could write the pid down.
+    before it could write the pid down. Also found is one whose root directory is there: its working
+    directory has no name outside.
     """
     wanted = os.path.realpath(directory)
+    jails = functools.cache(lambda: {_place(path) for path, _, _ in os.walk(wanted)})
+    ours = _place("/")
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         with contextlib.suppress(OSError):
             where = os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)")
-            if where == wanted or where.startswith(f"{wanted}/"):
+            root = _place(f"/proc/{entry}/root")
+            inside = where == wanted or where.startswith(f"{wanted}/")
+            if inside or (root != ours and root in jails()):
                 found.append(ProcessId.of(int(entry)))
     return found
+
+
+def _place(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

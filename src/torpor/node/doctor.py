@@ -18,6 +18,7 @@ from torpor.image.kernel import load_boot
 from torpor.net import apply
 from torpor.net.addresses import addresses_of
 from torpor.units import GiB, format_size
+from torpor.vmm.firecracker.jailer import find_jailer
 from torpor.vmm.firecracker.program import find_version, require_kvm
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def examine(settings: Settings) -> list[Finding]:
             settings.vmm,
             lambda: require_kvm(settings.accelerator),
             lambda: str(find_version(settings.firecracker)),
+            jailer=find_jailer(settings.jailer),
         ),
         _check_guest_kernel(settings),
         check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
@@ -159,7 +161,7 @@ def check_qemu(ask: Callable[..., str]) -> Finding:
 
 
 def check_firecracker(
-    setting: str, need_kvm: Callable[[], None], ask: Callable[[], str]
+    setting: str, need_kvm: Callable[[], None], ask: Callable[[], str], *, jailer: str | None
 ) -> Finding:
     """Firecracker needs KVM and a binary; QEMU does where neither is, unless it is asked for."""
     name = "firecracker"
@@ -173,7 +175,8 @@ def check_firecracker(
             advice = error.hint or "mend that, or set the VMM auto or qemu"
             return Finding(name, "failure", str(error), advice)
         return Finding(name, "ok", f"not used: {error}")
-    return Finding(name, "ok", f"{version}, boots guests")
+    where = f"in {jailer}" if jailer else "without a jailer"
+    return Finding(name, "ok", f"{version}, boots guests, {where}")
 
 
 def check_device(path: Path, name: str, advice: str, *, needed: bool) -> Finding:

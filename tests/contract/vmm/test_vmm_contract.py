@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.fake_vmm import FakeDriver
-from fixtures.firecracker import make_fake, needed_firecracker
+from fixtures.firecracker import JAILER, make_fake, needed_firecracker
 from torpor.config import Settings
 from torpor.errors import InternalError, TorporError, VmmFailed
 from torpor.host.sparse import copy_sparse, write_page_runs
@@ -142,12 +142,13 @@ def _qemu(tmp_path: Path) -> Rig:
 def _fake_firecracker(tmp_path: Path) -> Rig:
     kernel = tmp_path / "vmlinux"
     kernel.write_bytes(b"\x7fELF")
-    driver = FirecrackerDriver(Settings(firecracker=make_fake(tmp_path)))
+    driver = FirecrackerDriver(Settings(firecracker=make_fake(tmp_path), jailer=""))
     return Rig(driver, tmp_path, kernel, kernel, kernel)
 
 
 def _firecracker(tmp_path: Path) -> Rig:
-    return _real(FirecrackerDriver(Settings(firecracker=needed_firecracker())), tmp_path)
+    settings = Settings(firecracker=needed_firecracker(), jailer=JAILER)
+    return _real(FirecrackerDriver(settings), tmp_path)
 
 
 def _real(driver: Driver, tmp_path: Path) -> Rig:

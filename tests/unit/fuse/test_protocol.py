@@ -148,10 +148,10 @@ def test_errno_that_the_kernel_would_not_take(number: int) -> None:
 
 
 def test_attributes() -> None:
-    """Files are 0600, directories 0700; size and blocks are the file's."""
+    """Files are 0444, directories 0700; size and blocks are the file's."""
     offsets = layouts.ATTR_OUT.offsets
     file, root = answers.encode_attributes(FILE), answers.encode_attributes(ROOT)
-    assert struct.unpack_from("=I", file, offsets["attr.mode"]) == (0o100600,)
+    assert struct.unpack_from("=I", file, offsets["attr.mode"]) == (0o100444,)
     assert struct.unpack_from("=I", root, offsets["attr.mode"]) == (0o040700,)
     assert struct.unpack_from("=Q", file, offsets["attr.size"]) == (3 * 4096 + 100,)
     assert struct.unpack_from("=Q", file, offsets["attr.blocks"]) == (25,)

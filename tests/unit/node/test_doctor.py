@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -167,15 +168,18 @@ def test_firecracker() -> None:
     def able() -> None:
         return None
 
-    found = doctor.check_firecracker("auto", able, lambda: "1.16.1")
-    assert (found.status, found.found) == ("ok", "1.16.1, boots guests")
-    assert doctor.check_firecracker("qemu", unable, lack).status == "ok"
+    check = functools.partial(doctor.check_firecracker, jailer=None)
+    found = check("auto", able, lambda: "1.16.1")
+    assert (found.status, found.found) == ("ok", "1.16.1, boots guests, without a jailer")
+    jailed = doctor.check_firecracker("auto", able, lambda: "1.16.1", jailer="/bin/jailer")
+    assert jailed.found == "1.16.1, boots guests, in /bin/jailer"
+    assert check("qemu", unable, lack).status == "ok"
     for need_kvm, ask, words in (
         (able, lack, "no Firecracker binary"),
         (unable, lambda: "1.16.1", "Permission denied"),
     ):
-        assert doctor.check_firecracker("auto", need_kvm, ask).found.startswith("not used: ")
-        finding = doctor.check_firecracker("firecracker", need_kvm, ask)
+        assert check("auto", need_kvm, ask).found.startswith("not used: ")
+        finding = check("firecracker", need_kvm, ask)
         assert finding.status == "failure"
         assert words in finding.found
         assert finding.advice

@@ -41,7 +41,7 @@ def encode_error(unique: int, number: int) -> list[Buffer]:
 
 
 def _attributes(node: Node) -> dict[str, int]:
-    mode = stat.S_IFDIR | 0o700 if node.is_directory else stat.S_IFREG | 0o600
+    mode = stat.S_IFDIR | 0o700 if node.is_directory else stat.S_IFREG | 0o444
     return {
         "ino": node.id,
         "size": node.size_bytes,

@@ -129,15 +129,18 @@ class Api:
 
 
 def connect(path: Path) -> socket.socket:
-    """A connection to a Unix socket whose path may be longer than an address can hold."""
-    parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """A connection to a Unix socket whose path may be longer than an address can hold.
+
+    A link in its place is not followed: Firecracker may own the directory.
+    """
+    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.connect(f"/proc/self/fd/{parent}/{path.name}")
+        connection.connect(f"/proc/self/fd/{place}")
     except BaseException:
         connection.close()
         raise
     finally:
-        os.close(parent)
+        os.close(place)
     connection.setblocking(False)
     return connection

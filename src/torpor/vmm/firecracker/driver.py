@@ -25,14 +25,15 @@ from torpor.host.seccomp import refuse_huge_pages
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.firecracker import requests
 from torpor.vmm.firecracker.api import Api
-from torpor.vmm.firecracker.jail import Jail
+from torpor.vmm.firecracker.jail import Jail, move_out
+from torpor.vmm.firecracker.jailer import LockedJail, find_jailer
 from torpor.vmm.firecracker.memory import copy_diff, maps_file
 from torpor.vmm.firecracker.program import find_version, require_kvm
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.written import copy_written_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
@@ -46,6 +47,7 @@ MACHINE_TYPE: Final = "mmio"
 _ELF: Final = b"\x7fELF"
 _LISTEN_TIMEOUT_S: Final = 20.0
 _LISTEN_RETRY_S: Final = 0.002
+_END_TIMEOUT_S: Final = 5.0
 _ADOPTABLE: Final = {"Running": VmmState.RUNNING, "Paused": VmmState.PAUSED}
 _LOG_PREFIX = re.compile(r"^\S+ \[[^\]]*\] ")
 _LAST_LINES: Final = 6
@@ -58,6 +60,7 @@ class FirecrackerDriver(Driver):
 
     def __init__(self, settings: Settings) -> None:
         self._program = settings.firecracker
+        self._jailer = settings.jailer
         self._accelerator = settings.accelerator
 
     def platform(self, kernel: Digest) -> Platform:
@@ -78,7 +81,7 @@ class FirecrackerDriver(Driver):
 
     def create(self, config: VmConfig) -> FirecrackerVmm:
         """See Driver."""
-        return FirecrackerVmm(config, program=self._program)
+        return FirecrackerVmm(config, program=self._program, jailer=self._jailer)
 
     async def adopt(self, config: VmConfig, process: ProcessId) -> FirecrackerVmm:
         """See Driver."""
@@ -90,13 +93,15 @@ class FirecrackerDriver(Driver):
 class FirecrackerVmm(Vmm):
     """One Firecracker process."""
 
-    def __init__(self, config: VmConfig, *, program: str) -> None:
+    def __init__(self, config: VmConfig, *, program: str, jailer: str) -> None:
         super().__init__(config)
         self._program = program
+        self._jailer = jailer
         self._process: ProcessId | None = None
         self._version: Version | None = None
-        self._jail = Jail.of(config)
+        self._jail = LockedJail.found(config) or Jail.of(config)
         self._api = Api(self._jail.socket)
+        self._restored = False  # memory is a mapping of the memory file
         self._saved = False
 
     @property
@@ -120,6 +125,7 @@ class FirecrackerVmm(Vmm):
         state = _ADOPTABLE.get(str(found))
         if state is None:
             raise VmmFailed(f"Firecracker process {identity.pid} does not run", reason=str(found))
+        self._restored = await in_thread(maps_file, identity.pid, self.config.memory)
         self._enter(state)
 
     async def _boot(self) -> None:
@@ -139,14 +145,31 @@ class FirecrackerVmm(Vmm):
         if not config.memory.is_file():
             raise VmmFailed(f"there is no memory file {config.memory}")
         self._version = find_version(self._program)
+        program = str(shutil.which(self._program))
+        jailer = find_jailer(self._jailer)
+        if jailer is not None:
+            self._jail = LockedJail.made_for(config, jailer, program)
+            self._api = Api(self._jail.socket)
         self._jail.make(config)
         config.vmm_log.touch()
         self._process = process.spawn(
-            self._jail.command(config, str(shutil.which(self._program))),
+            self._jail.command(config, program),
             log=config.console_log,  # the guest's console is Firecracker's standard output
             cwd=self._jail.directory,
-            prepare=refuse_huge_pages if config.paged else None,
+            prepare=self._preparation(),
         )
+
+    def _preparation(self) -> Callable[[], None] | None:
+        first = self._jail.prepare(self.config)
+        if not self.config.paged:
+            return first
+
+        def both() -> None:
+            if first is not None:
+                first()
+            refuse_huge_pages()
+
+        return both
 
     async def _listening(self) -> None:
         """Firecracker makes its socket itself and tells nobody when."""
@@ -172,8 +195,9 @@ class FirecrackerVmm(Vmm):
     async def _load(self, vmstate: Path) -> None:
         if self._version is None:
             raise VmmFailed("the version of this Firecracker is not known")
-        await in_thread(self._jail.link_state, vmstate)
+        await in_thread(self._jail.put_state, vmstate)
         await self._ask(requests.load_request(self._version))
+        self._restored = True
 
     async def _resume(self) -> None:
         self._saved = False
@@ -183,36 +207,34 @@ class FirecrackerVmm(Vmm):
         await self._ask(requests.run_request(paused=True))
 
     async def _save_state(self, vmstate: Path) -> None:
+        assert self._process is not None
         await self._save()
-        await in_thread(_move, self._jail.saved_state, vmstate)
+        await in_thread(_move, self._jail.saved_state(self._process.pid), vmstate)
 
     async def _copy_written_memory(self, data: Path) -> WrittenMemory:
         assert self._process is not None
-        if await in_thread(self._is_restored):
+        if self._restored:
             find = functools.partial(pagemap.find_mapping, path=self.config.memory)
             return await in_thread(copy_written_memory, self._process.pid, find, data)
         if not self._saved:
             await self._save()
-        return await in_thread(copy_diff, self._jail.saved_memory, data)
-
-    def _is_restored(self) -> bool:
-        assert self._process is not None
-        return maps_file(self._process.pid, self.config.memory)
+        return await in_thread(copy_diff, self._jail.saved_memory(self._process.pid), data)
 
     async def _save(self) -> None:
         """Let Firecracker write device state and memory, as they are in this pause."""
-        restored = await in_thread(self._is_restored)
+        assert self._process is not None
+        pid = self._process.pid
         lost = self._jail.lost_memory
         try:
-            await self._ask(requests.save_request(whole=lost.exists() and not restored))
+            await self._ask(requests.save_request(whole=lost.exists() and not self._restored))
         except BaseException:
             lost.touch()  # Firecracker may count pages as saved that are in no file now
-            self._jail.saved_state.unlink(missing_ok=True)
-            self._jail.saved_memory.unlink(missing_ok=True)
+            self._jail.saved_state(pid).unlink(missing_ok=True)
+            self._jail.saved_memory(pid).unlink(missing_ok=True)
             raise
         lost.unlink(missing_ok=True)
-        if restored:
-            self._jail.saved_memory.unlink()
+        if self._restored:
+            self._jail.saved_memory(pid).unlink()
         self._saved = True
 
     async def _stop(self) -> None:
@@ -223,20 +245,21 @@ class FirecrackerVmm(Vmm):
         return
 
     async def _ask(self, request: Request) -> Any:  # noqa: ANN401
-        with self._explained():
-            return await self._api.ask(request)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Add what Firecracker logged to an error that lost the connection."""
         try:
-            yield
+            return await self._api.ask(request)
         except VmmFailed as error:
-            alive = self._process is not None and self._process.is_alive()
+            assert self._process is not None
+            if self._api.listens() or not await in_thread(self._ends):
+                raise
             words = self.last_words()
-            if alive or not words or words in error.reason:
+            if words in error.reason or error.reason in words:
                 raise
             raise VmmFailed(error.message, reason=f"{error.reason}\n{words}") from None
+
+    def _ends(self) -> bool:
+        """Whether the process has ended; one that ends closes its sockets first."""
+        assert self._process is not None
+        return self._process.wait(timeout_s=_END_TIMEOUT_S)
 
 
 def _check_kernel(path: Path) -> None:
@@ -253,7 +276,7 @@ def _check_kernel(path: Path) -> None:
 
 def _move(source: Path, target: Path) -> None:
     try:
-        shutil.move(source, target)
+        move_out(source, target)
     except OSError as error:
         kind = NoSpace if error.errno == errno.ENOSPC else VmmFailed
         raise kind(f"device state cannot be written to {target}", reason=str(error)) from None

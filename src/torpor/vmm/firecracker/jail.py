@@ -2,12 +2,13 @@
 
 Below the instance's directory, `jail` holds links to the VM's files, the API socket and what
 Firecracker writes; it is the process's working directory. Device state names files relative to it,
-so a snapshot restores in any other.
+so a snapshot restores in any other. With Firecracker's jailer it is more than that: see `jailer`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,21 +18,30 @@ from torpor.vmm.firecracker.requests import (
     KERNEL,
     LOADED_STATE,
     MEMORY,
+    SAVED,
     SAVED_MEMORY,
     SAVED_STATE,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torpor.vmm.interface import VmConfig
 
-_SOCKET: Final = "api.sock"
+SOCKET: Final = "api.sock"
+LEVEL: Final = ("--level", "Warn")
+
+
+def named_files(config: VmConfig) -> dict[str, Path]:
+    """What Firecracker reads, by the names under which it does."""
+    files = {name: getattr(config, name) for name, _ in DRIVES}
+    return files | {MEMORY: config.memory, KERNEL: config.vmlinux, INITRAMFS: config.initramfs}
 
 
 @dataclass(frozen=True)
 class Jail:
-    """The working directory of one Firecracker process."""
+    """The working directory of one Firecracker process that runs as we do."""
 
     directory: Path
 
@@ -43,45 +53,59 @@ class Jail:
     @property
     def socket(self) -> Path:
         """The API's socket."""
-        return self.directory / _SOCKET
-
-    @property
-    def saved_state(self) -> Path:
-        """Where Firecracker writes device state."""
-        return self.directory / SAVED_STATE
-
-    @property
-    def saved_memory(self) -> Path:
-        """Where Firecracker writes memory with it."""
-        return self.directory / SAVED_MEMORY
+        return self.directory / SOCKET
 
     @property
     def lost_memory(self) -> Path:
         """It is there after a snapshot that failed: the next one is to be whole."""
         return self.directory / "memory.lost"
 
+    def saved_state(self, pid: int) -> Path:
+        """Where the process of that pid writes device state."""
+        return self._seen(pid, SAVED_STATE)
+
+    def saved_memory(self, pid: int) -> Path:
+        """Where the process of that pid writes memory with it."""
+        return self._seen(pid, SAVED_MEMORY)
+
     def make(self, config: VmConfig) -> None:
         """Lay out the links of a VM. Blocking."""
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        files = {name: getattr(config, name) for name, _ in DRIVES}
-        files |= {MEMORY: config.memory, KERNEL: config.vmlinux, INITRAMFS: config.initramfs}
-        for name, path in files.items():
+        (self.directory / SAVED).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, path in named_files(config).items():
             self._link(name, path)
 
-    def link_state(self, vmstate: Path) -> None:
+    def prepare(self, config: VmConfig) -> Callable[[], None] | None:
+        """What the thread that starts Firecracker has to do before; nothing."""
+        return None
+
+    def put_state(self, vmstate: Path) -> None:
         """Let Firecracker find device state to load. Blocking."""
         self._link(LOADED_STATE, vmstate)
 
     def command(self, config: VmConfig, program: str) -> list[str]:
         """The command line of Firecracker, to be run in the jail."""
-        command = [program, "--api-sock", _SOCKET]
-        command += ["--log-path", os.path.relpath(config.vmm_log, self.directory)]
-        command += ["--level", "Warn"]
+        command = [program, "--api-sock", SOCKET]
+        command += ["--log-path", os.path.relpath(config.vmm_log, self.directory), *LEVEL]
         if config.namespace is not None:
             command = ["nsenter", f"--net=/run/netns/{config.namespace}", "--", *command]
         return command
+
+    def _seen(self, pid: int, name: str) -> Path:
+        return self.directory / name
 
     def _link(self, name: str, path: Path) -> None:
         link = self.directory / name
         link.unlink(missing_ok=True)
         link.symlink_to(path.absolute())
+
+
+def move_out(source: Path, target: Path) -> None:
+    """Move what Firecracker wrote to its place, on whatever file system that is. Blocking.
+
+    A link there is not followed: the process in a jail may be one that its guest took over.
+    Raises OSError.
+    """
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb") as stream, target.open("wb") as out:
+        shutil.copyfileobj(stream, out)
+    source.unlink()

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torpor.errors import NoSpace
+from torpor.errors import NoSpace, VmmFailed
 from torpor.host.sparse import data_extents
 from torpor.vmm.interface import WrittenMemory
 
@@ -36,9 +36,13 @@ def maps_file(pid: int, path: Path) -> bool:
 def copy_diff(diff: Path, data: Path) -> WrittenMemory:
     """The pages in the memory file of a Diff snapshot, copied to the new file `data`. Blocking.
 
-    Raises NoSpace.
+    Raises NoSpace, VmmFailed when it went with its process.
     """
-    with diff.open("rb") as source:
+    try:
+        descriptor = os.open(diff, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise VmmFailed("Firecracker's memory file is gone", reason=str(error)) from None
+    with open(descriptor, "rb") as source:
         runs = data_extents(source.fileno())
         try:
             with data.open("wb", buffering=0) as target:

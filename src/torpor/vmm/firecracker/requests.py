@@ -28,8 +28,10 @@ MEMORY: Final = "memory"
 DRIVES: Final = (("image", True), ("scratch", False), ("app", True))
 """Name and whether it is read-only."""
 LOADED_STATE: Final = "vmstate"
-SAVED_STATE: Final = "vmstate.new"
-SAVED_MEMORY: Final = "memory.new"
+SAVED: Final = "saved"
+"""The directory of what it writes."""
+SAVED_STATE: Final = f"{SAVED}/vmstate"
+SAVED_MEMORY: Final = f"{SAVED}/memory"
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ BOOT_STEPS = (
 )
 
 
+def settings_of(program: str | Path) -> Settings:
+    """Settings for a fake, which cannot run in a jail: it needs Python."""
+    return Settings(firecracker=str(program), jailer="")
+
+
 class Bench:
     """Makes VMs of a fake Firecracker."""
 
@@ -71,7 +76,7 @@ class Bench:
     def create_with(self, config: VmConfig, **environment: str) -> FirecrackerVmm:
         """A VM of just these files."""
         program = make_fake(config.directory, **environment)
-        vmm = FirecrackerDriver(Settings(firecracker=program)).create(config)
+        vmm = FirecrackerDriver(settings_of(program)).create(config)
         self.made.append(vmm)
         return vmm
 
@@ -148,7 +153,7 @@ async def test_program_that_ends_at_once(bench: Bench) -> None:
 async def test_binary_that_is_missing_or_too_old(bench: Bench) -> None:
     """Nothing is started."""
     config = bench.config("a")
-    vmm = FirecrackerDriver(Settings(firecracker="/nonexistent/f")).create(config)
+    vmm = FirecrackerDriver(settings_of("/nonexistent/f")).create(config)
     with pytest.raises(HostUnfit, match="no Firecracker binary"):
         await vmm.boot()
     assert vmm.process is None
@@ -233,8 +238,8 @@ async def test_failed_save_loses_no_pages_of_a_booted_vm(bench: Bench) -> None:
     await vmm.boot()
     await vmm.pause()
     before = await vmm.copy_written_memory(bench.directory / "before")
-    (vmm.config.directory / "jail/memory.new").unlink()
-    (vmm.config.directory / "jail/memory.new").symlink_to("/dev/full")
+    (vmm.config.directory / "jail/saved/memory").unlink()
+    (vmm.config.directory / "jail/saved/memory").symlink_to("/dev/full")
     with pytest.raises(VmmFailed, match="PUT /snapshot/create"):
         await vmm.save_state(bench.directory / "state")
     assert vmm.state is VmmState.PAUSED
@@ -259,7 +264,7 @@ async def test_full_disk_is_told_as_such(bench: Bench, monkeypatch: pytest.Monke
     vmm = bench.create()
     await vmm.boot()
     await vmm.pause()
-    monkeypatch.setattr("torpor.vmm.firecracker.driver.shutil.move", full)
+    monkeypatch.setattr("torpor.vmm.firecracker.driver.move_out", full)
     with pytest.raises(NoSpace):
         await vmm.save_state(bench.directory / "state")
     assert vmm.state is VmmState.PAUSED
@@ -272,7 +277,7 @@ async def test_adoption(bench: Bench) -> None:
     process = first.process
     assert process is not None
     await first.detach()
-    driver = FirecrackerDriver(Settings(firecracker=str(first.config.directory / "firecracker")))
+    driver = FirecrackerDriver(settings_of(first.config.directory / "firecracker"))
     second = await driver.adopt(first.config, process)
     assert second.state is VmmState.RUNNING
     await second.pause()
@@ -291,6 +296,6 @@ async def test_process_that_waits_is_not_adopted(bench: Bench) -> None:
     vmm = bench.create()
     await vmm.start()
     assert vmm.process is not None
-    driver = FirecrackerDriver(Settings(firecracker=str(vmm.config.directory / "firecracker")))
+    driver = FirecrackerDriver(settings_of(vmm.config.directory / "firecracker"))
     with pytest.raises(VmmFailed, match="does not run: Not started"):
         await driver.adopt(vmm.config, vmm.process)
