@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torpor.errors import HostUnfit
+from torpor.host.kvm import run_halt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _CPUINFO = Path("/proc/cpuinfo")
-_KVM = Path("/dev/kvm")
+KVM_DEVICE = Path("/dev/kvm")
+VIRTUALISATION = frozenset({"vmx", "svm"})
 
 
 @functools.lru_cache(maxsize=1)
@@ -31,17 +37,43 @@ def flags() -> frozenset[str]:
     return frozenset(_info().get("flags", "").split())
 
 
-def choose_accelerator(setting: Literal["auto", "tcg", "kvm"]) -> Literal["tcg", "kvm"]:
-    """KVM if the flags show vmx or svm and /dev/kvm is there, else TCG.
+def find_kvm_problem(
+    shown: frozenset[str], device: Path, *, probe: Callable[[Path], str] = run_halt
+) -> str:
+    """Why KVM runs no guest here, an empty string where it does.
 
-    /dev/kvm alone proves nothing: it may open where no ordinary guest can run. Raises HostUnfit
-    when KVM is asked for and cannot work.
+    The flags come first: /dev/kvm may open, and run one instruction, where no ordinary guest runs.
+    Where they are there, nested ones may still be unusable: a guest of one instruction tells.
     """
-    able = bool(flags() & {"vmx", "svm"}) and _KVM.exists()
-    if setting == "kvm" and not able:
+    if not shown & VIRTUALISATION:
+        return "the CPU flags show neither vmx nor svm"
+    if not device.exists():
+        return f"there is no {device}"
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{device}: {error.strerror}"
+    return probe(device)
+
+
+@functools.lru_cache(maxsize=1)
+def kvm_problem() -> str:
+    """`find_kvm_problem` of this host, asked once in a process."""
+    return find_kvm_problem(flags(), KVM_DEVICE, probe=run_halt)
+
+
+def choose_accelerator(setting: Literal["auto", "tcg", "kvm"]) -> Literal["tcg", "kvm"]:
+    """KVM where it runs guests, else TCG; see `find_kvm_problem`.
+
+    Raises HostUnfit when KVM is asked for and cannot work.
+    """
+    if setting == "tcg":
+        return "tcg"
+    problem = kvm_problem()
+    if problem and setting == "kvm":
         raise HostUnfit(
             "this host cannot run KVM guests",
-            reason="its CPU flags show neither vmx nor svm, or /dev/kvm is missing",
-            hint="use the accelerator auto or tcg",
+            reason=problem,
+            hint="use the accelerator auto or tcg; `torpor doctor` says more",
         )
-    return "kvm" if setting != "tcg" and able else "tcg"
+    return "tcg" if problem else "kvm"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from torpor.errors import TorporError
 from torpor.host import cpu, pagemap
 from torpor.host.fuse import connection
+from torpor.host.kvm import run_halt
 from torpor.host.process import run
 from torpor.image.kernel import load_boot
 from torpor.net import apply
@@ -32,7 +33,6 @@ _OLDEST: Final = (5, 6)
 """The first Linux with all system calls that torpor makes: openat2(2), pidfd_open(2)."""
 _SETUP: Final = "run `make setup`, or install it with apt-get"
 _SLOW: Final = "guests run several times slower than under KVM"
-_VIRTUALISATION: Final = frozenset({"vmx", "svm"})
 _LIMITS: Final = (
     ("open files", resource.RLIMIT_NOFILE, 1024, "-n"),
     ("processes", resource.RLIMIT_NPROC, 1024, "-u"),
@@ -72,7 +72,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_root(os.geteuid()),
         check_kernel(os.uname().release, has_scan=pagemap.has_scan_ioctl()),
         check_processor(os.uname().machine, cpu.flags()),
-        check_accelerator(settings.accelerator, cpu.flags(), Path("/dev/kvm")),
+        check_accelerator(settings.accelerator, cpu.flags(), cpu.KVM_DEVICE),
         check_qemu(lambda *words: run([settings.qemu, *words], timeout_s=20)),
         check_firecracker(
             settings.vmm,
@@ -119,7 +119,7 @@ def check_processor(architecture: str, flags: frozenset[str]) -> Finding:
     """Guests are x86_64; the flags vmx or svm say whether the processor can run them itself."""
     if architecture != "x86_64":
         return Finding("cpu", "failure", architecture, "torpor runs on x86_64 only")
-    able = sorted(flags & _VIRTUALISATION)
+    able = sorted(flags & cpu.VIRTUALISATION)
     if able:
         return Finding("cpu", "ok", f"x86_64 with {', '.join(able)}")
     return Finding(
@@ -130,21 +130,23 @@ def check_processor(architecture: str, flags: frozenset[str]) -> Finding:
     )
 
 
-def check_accelerator(setting: str, flags: frozenset[str], device: Path) -> Finding:
-    """Which accelerator guests get. /dev/kvm may open where no guest can run: flags decide."""
+def check_accelerator(
+    setting: str,
+    flags: frozenset[str],
+    device: Path,
+    *,
+    probe: Callable[[Path], str] = run_halt,
+) -> Finding:
+    """Which accelerator guests get, by the rule of `cpu.find_kvm_problem`."""
     if setting == "tcg":
         return Finding("accelerator", "warning", "TCG, as set", _SLOW)
-    unusable = "" if flags & _VIRTUALISATION else "the CPU flags show neither vmx nor svm"
-    unusable = unusable or ("" if device.exists() else f"there is no {device}")
-    if unusable and setting == "kvm":
+    problem = cpu.find_kvm_problem(flags, device, probe=probe)
+    if problem and setting == "kvm":
         return Finding(
-            "accelerator", "failure", f"KVM is set, but {unusable}", "set auto or tcg, or mend that"
+            "accelerator", "failure", f"KVM is set, but {problem}", "set auto or tcg, or mend that"
         )
-    if unusable:
-        return Finding("accelerator", "warning", f"TCG: {unusable}", _SLOW)
-    problem = _problem_with(device)
     if problem:
-        return Finding("accelerator", "failure", problem, "mend that, or set the accelerator tcg")
+        return Finding("accelerator", "warning", f"TCG: {problem}", _SLOW)
     return Finding("accelerator", "ok", "KVM")
 
 

@@ -100,7 +100,8 @@ def test_text_has_a_line_for_each_finding() -> None:
         ("auto", NONE, NULL, "warning", "TCG: the CPU flags show neither vmx nor svm"),
         ("auto", AMD, ABSENT, "warning", "TCG: there is no /dev/torpor-none"),
         ("auto", AMD, Path("/proc/version"), "ok", "KVM"),
-        ("auto", AMD, Path("/proc/self"), "failure", "Is a directory"),
+        ("auto", AMD, Path("/proc/self"), "warning", "TCG: /proc/self: Is a directory"),
+        ("kvm", AMD, Path("/proc/self"), "failure", "KVM is set, but /proc/self: Is a directory"),
         ("kvm", NONE, NULL, "failure", "KVM is set, but the CPU flags"),
         ("kvm", AMD, ABSENT, "failure", "KVM is set, but there is no"),
         ("tcg", AMD, NULL, "warning", "TCG, as set"),
@@ -110,8 +111,16 @@ def test_accelerator_is_told_by_the_flags(
     setting: str, flags: frozenset[str], device: Path, status: str, words: str
 ) -> None:
     """KVM only where the flags show vmx or svm, even if /dev/kvm opens; asked in vain: failure."""
-    finding = doctor.check_accelerator(setting, flags, device)
+    finding = doctor.check_accelerator(setting, flags, device, probe=lambda device: "")
     assert (finding.status, words in finding.found) == (status, True), finding
+
+
+@pytest.mark.parametrize(("setting", "status"), [("auto", "warning"), ("kvm", "failure")])
+def test_device_that_opens_but_runs_nothing(setting: str, status: str) -> None:
+    """Flags, and a device that is no KVM: TCG if that is left open, else a failure; and why."""
+    finding = doctor.check_accelerator(setting, AMD, NULL)
+    assert finding.status == status
+    assert "/dev/null opens, but runs no guest: Inappropriate ioctl" in finding.found
 
 
 def test_kernel_and_processor() -> None:

@@ -22,7 +22,6 @@ _TRACKS_BY_OWN_NAME: Final = (1, 13)
 _ANSWER_TIMEOUT_S: Final = 20.0
 _VERSION = re.compile(r"^Firecracker v(\d+)\.(\d+)\.(\d+)\S*$", re.MULTILINE)
 _HINT: Final = "docs/firecracker.md says which binary to get and where to put it"
-_KVM: Final = "/dev/kvm"
 
 
 @dataclass(frozen=True, order=True)
@@ -88,18 +87,13 @@ def require_kvm(accelerator: Literal["auto", "tcg", "kvm"]) -> None:
             "Firecracker runs under KVM only, the accelerator is set to tcg",
             hint="set the accelerator auto, or the VMM qemu",
         )
-    if cpu.choose_accelerator("auto") != "kvm":
+    problem = cpu.kvm_problem()
+    if problem:
         raise HostUnfit(
             "Firecracker needs KVM",
-            reason=f"the CPU flags show neither vmx nor svm, or {_KVM} is missing",
+            reason=problem,
             hint="use the VMM qemu, which can do without",
         )
-    try:
-        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        raise HostUnfit(
-            f"{_KVM} cannot be opened", reason=error.strerror or str(error), hint="run as root"
-        ) from None
 
 
 def is_usable(settings: Settings) -> bool:
