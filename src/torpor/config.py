@@ -8,6 +8,7 @@ a component takes the few fields it needs.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -107,6 +108,12 @@ def _parse_vmm(text: str) -> str:
     return text
 
 
+def _parse_cpu_model(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*|", text):
+        raise InvalidInput(f"not a CPU model: {text!r}", hint="see `qemu-system-x86_64 -cpu help`")
+    return text
+
+
 @dataclass(frozen=True)
 class Settings:
     """What one torpor process runs with. Sizes in bytes, durations in seconds."""
@@ -138,7 +145,13 @@ class Settings:
         "jailer", str, "Firecracker's jailer, used where it is installed; empty: it is not"
     )
     accelerator: Literal["auto", "tcg", "kvm"] = _row(
-        "auto", _parse_accelerator, "auto takes KVM when the CPU flags show vmx or svm, else TCG"
+        "auto", _parse_accelerator, "auto takes KVM where it runs guests, else TCG"
+    )
+    cpu_model: str = _row(
+        "",
+        _parse_cpu_model,
+        "the processor that QEMU shows guests; empty: this host's, or with TCG all that it can;"
+        " a model's name, Skylake-Server-v4: snapshots wake on all processors that have as much",
     )
     scratch_bytes: int = _row(1024**3, parse_size, "capacity of an instance's scratch disk")
     app_bytes: int = _row(64 * 1024**2, parse_size, "capacity of an app disk")

@@ -19,8 +19,13 @@ _MACHINE_OPTIONS: Final = "isa-serial=on,rtc=off,usb=off"
 
 
 def cpu_argument(accelerator: str, cpu_model: str) -> str:
-    """The -cpu value. QEMU 7.2's TCG breaks cmpxchg16b, so kernels of 6.5 and later crash."""
-    return f"{cpu_model},-cx16" if accelerator == "tcg" else cpu_model
+    """The -cpu value. QEMU 7.2's TCG breaks cmpxchg16b, so kernels of 6.5 and later crash.
+
+    Of a named model KVM must give everything, or QEMU ends: guests of one model see the same.
+    """
+    if accelerator == "tcg":
+        return f"{cpu_model},-cx16"
+    return cpu_model if cpu_model == "host" else f"{cpu_model},enforce"
 
 
 def machine_arguments(config: VmConfig, *, accelerator: str, cpu_model: str) -> list[str]:

@@ -17,6 +17,7 @@ from torpor.host.tsc import measure_tsc_khz
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.qemu import arguments
+from torpor.vmm.qemu.models import check_model
 from torpor.vmm.qemu.monitor import Monitor
 from torpor.vmm.written import copy_written_memory
 
@@ -42,11 +43,18 @@ class QemuDriver(Driver):
     def __init__(self, settings: Settings) -> None:
         self._program = settings.qemu
         self.accelerator = cpu.choose_accelerator(settings.accelerator)
-        self.cpu_model = _CPU_MODELS[self.accelerator]
+        self.cpu_model = settings.cpu_model or _CPU_MODELS[self.accelerator]
 
     def platform(self, kernel: Digest) -> Platform:
-        """See Driver. Under TCG the guest's CPU is QEMU's own, whatever the host has."""
+        """See Driver.
+
+        Under TCG the guest's CPU is QEMU's own, whatever the host has. A named model shows guests
+        the same on all hosts that can: what it needs is in its name. Raises InvalidInput or
+        HostUnfit for a model that this host has not.
+        """
         native = self.accelerator == "kvm"
+        if self.cpu_model not in _CPU_MODELS.values():
+            check_model(self._program, self.accelerator, self.cpu_model)
         return Platform(
             architecture=os.uname().machine,
             vmm=self.name,
@@ -55,7 +63,7 @@ class QemuDriver(Driver):
             accelerator=self.accelerator,
             cpu_model=self.cpu_model,
             cpu_vendor=cpu.vendor() if native else "",
-            cpu_flags=tuple(sorted(cpu.flags())) if native else (),
+            cpu_flags=tuple(sorted(cpu.flags())) if native and self.cpu_model == "host" else (),
             page_bytes=pagemap.PAGE_BYTES,
             kernel=kernel,
         )
