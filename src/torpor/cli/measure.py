@@ -33,7 +33,7 @@ def bench(
         str,
         typer.Argument(
             metavar="NAME",
-            help="restore, pause, push, pull, paging, crowd, gateway, burst or cycles.",
+            help="restore, pause, clones, push, pull, paging, crowd, gateway, burst or cycles.",
         ),
     ],
     rounds: Annotated[
@@ -79,6 +79,7 @@ def bench(
     async def main() -> None:
         from torpor.bench.arena import Sizes
         from torpor.bench.burst import bench_burst
+        from torpor.bench.clones import bench_clones
         from torpor.bench.crowd import bench_crowd
         from torpor.bench.cycles import bench_cycles
         from torpor.bench.gateway import bench_gateway
@@ -102,6 +103,8 @@ def bench(
                     )
                 case "pause":
                     report = await bench_pause(node, function=function, runs=runs)
+                case "clones":
+                    report = await bench_clones(node, function=function, runs=runs)
                 case "paging":
                     report = await bench_paging(node, runs=runs, minio=find_minio(minio))
                 case "crowd":
@@ -127,8 +130,8 @@ def bench(
                 case other:
                     raise InvalidInput(
                         f"there is no benchmark {other!r}",
-                        hint="choose restore, pause, push, pull, paging, crowd, gateway, burst or"
-                        " cycles",
+                        hint="choose restore, pause, clones, push, pull, paging, crowd, gateway,"
+                        " burst or cycles",
                     )
         _print_report(report)
 
