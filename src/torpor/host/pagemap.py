@@ -12,6 +12,7 @@ import array
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ _ENTRY_SWAPPED = 1 << 62
 _ENTRY_FILE = 1 << 61
 
 _COPY_BYTES = 1 << 20
+_PIECES_A_CALL = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+_libc.process_vm_readv.argtypes = (
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong),
+    ctypes.c_ulong,
+)
 
 
 class _ScanArgument(ctypes.Structure):
@@ -58,14 +67,6 @@ class _ScanArgument(ctypes.Structure):
     )
 
 
-class _Region(ctypes.Structure):
-    _fields_ = (
-        ("start", ctypes.c_uint64),
-        ("end", ctypes.c_uint64),
-        ("categories", ctypes.c_uint64),
-    )
-
-
 @dataclass(frozen=True)
 class Mapping:
     """One contiguous private mapping of a whole file: addresses in the process, bytes."""
@@ -81,12 +82,12 @@ def find_mapping(pid: int, path: Path) -> Mapping:
     the file is not mapped privately from its beginning in one piece.
     """
     wanted = path.stat()
-    device = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
+    file = f" {os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x} {wanted.st_ino} "
     start = end = 0
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        span, mode, offset, where, inode = line.split(maxsplit=5)[:5]
-        if where != device or int(inode) != wanted.st_ino:
+        if file not in line:
             continue
+        span, mode, offset = line.split(maxsplit=3)[:3]
         first, last = (int(number, 16) for number in span.split("-"))
         if start == 0:
             start = end = first
@@ -98,6 +99,7 @@ def find_mapping(pid: int, path: Path) -> Mapping:
     return Mapping(start, end)
 
 
+@functools.lru_cache(maxsize=1)
 def has_scan_ioctl() -> bool:
     """Whether this kernel has PAGEMAP_SCAN."""
     with Path("/proc/self/pagemap").open("rb") as pagemap:
@@ -120,23 +122,41 @@ def copy_written(pid: int, mapping: Mapping, runs: list[tuple[int, int]], target
 
     Raises NoSpace, and ProcessLookupError or OSError when the process ends meanwhile.
     """
-    buffer = memoryview(bytearray(_COPY_BYTES))
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        filled = 0
-        for offset, length in runs:
-            position, left = mapping.start + offset, length
-            while left:
-                got = os.preadv(memory, [buffer[filled : filled + left]], position)
-                if got == 0:
-                    raise ProcessLookupError(errno.ESRCH, f"memory of process {pid} is gone")
-                position, left, filled = position + got, left - got, filled + got
-                if filled == _COPY_BYTES:
-                    _write_all(target, buffer)
-                    filled = 0
-        _write_all(target, buffer[:filled])
-    finally:
-        os.close(memory)
+    buffer = bytearray(_COPY_BYTES)
+    for pieces, filled in _batches(runs, mapping.start):
+        _read_memory(pid, pieces, buffer, filled)
+        _write_all(target, memoryview(buffer)[:filled])
+
+
+def _batches(runs: list[tuple[int, int]], start: int) -> Iterator[tuple[array.array[int], int]]:
+    """Runs in pieces of one system call: addresses and lengths in turn, and the sum of lengths."""
+    pieces, filled = array.array("Q"), 0
+    for offset, length in runs:
+        position, left = start + offset, length
+        while left:
+            size = min(left, _COPY_BYTES - filled)
+            pieces.extend((position, size))
+            position, left, filled = position + size, left - size, filled + size
+            if filled == _COPY_BYTES or len(pieces) == 2 * _PIECES_A_CALL:
+                yield pieces, filled
+                pieces, filled = array.array("Q"), 0
+    if filled:
+        yield pieces, filled
+
+
+def _read_memory(pid: int, pieces: array.array[int], buffer: bytearray, size: int) -> None:
+    """Read all pieces of another process's memory, see process_vm_readv(2)."""
+    view = (ctypes.c_char * size).from_buffer(buffer)
+    into = array.array("Q", (ctypes.addressof(view), size))
+    got = _libc.process_vm_readv(
+        *(pid, into.buffer_info()[0], 1, pieces.buffer_info()[0], len(pieces) // 2, 0)
+    )
+    if got == -1:
+        number = ctypes.get_errno()
+        if number != errno.EFAULT:
+            raise OSError(number, os.strerror(number))
+    if got != size:  # its pages go while it ends
+        raise ProcessLookupError(errno.ESRCH, f"memory of process {pid} is gone")
 
 
 def _write_all(target: int, data: memoryview) -> None:
@@ -150,12 +170,12 @@ def _write_all(target: int, data: memoryview) -> None:
 
 
 def _scan_by_ioctl(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
-    regions = (_Region * _REGIONS_A_CALL)()
+    words = array.array("Q", bytes(_REGIONS_A_CALL * 24))  # start, end and categories of each
     argument = _ScanArgument(
         size=ctypes.sizeof(_ScanArgument),
         start=mapping.start,
         end=mapping.end,
-        vec=ctypes.addressof(regions),
+        vec=words.buffer_info()[0],
         vec_len=_REGIONS_A_CALL,
         category_inverted=_IS_FILE,
         category_mask=_IS_FILE,
@@ -165,9 +185,10 @@ def _scan_by_ioctl(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
     with Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
         while argument.start < mapping.end:
             count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-            for region in regions[:count]:
-                yield region.start, region.end
-            argument.start = argument.walk_end
+            found = words[: 3 * count]
+            yield from zip(found[::3], found[1::3], strict=True)
+            # Linux (6.18 too) leaves an old walk_end when it comes to the end in several rounds
+            argument.start = max(argument.walk_end, found[-2]) if count else mapping.end
 
 
 def scan_by_reading(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
