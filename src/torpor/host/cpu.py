@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from torpor.errors import HostUnfit
-from torpor.host.kvm import run_halt
+from torpor.host.kvm import read_features, run_halt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,12 @@ def vendor() -> str:
 def flags() -> frozenset[str]:
     """The CPU flags of /proc/cpuinfo."""
     return frozenset(_info().get("flags", "").split())
+
+
+@functools.lru_cache(maxsize=1)
+def guest_features() -> tuple[tuple[str, int], ...]:
+    """What KVM shows guests of this processor by CPUID, see `kvm.read_features`. Raises OSError."""
+    return read_features(KVM_DEVICE)
 
 
 def find_kvm_problem(

@@ -1,4 +1,4 @@
-"""A guest of one instruction: whether KVM runs anything here.
+"""What KVM can do here: whether it runs a guest of one instruction, what it shows guests by CPUID.
 
 Structures and numbers: Linux, Documentation/virt/kvm/api.rst and include/uapi/linux/kvm.h.
 """
@@ -25,6 +25,7 @@ _CREATE_VCPU: Final = 0xAE41
 _SET_TSS_ADDR: Final = 0xAE47
 _SET_USER_MEMORY_REGION: Final = 0x4020AE46
 _RUN: Final = 0xAE80
+_GET_SUPPORTED_CPUID: Final = 0xC008AE05
 
 _TSS_ADDRESS: Final = 0x7FFBD000
 """Three pages that the guest does not use; processors of Intel need them for real mode."""
@@ -33,6 +34,21 @@ _RESET_OFFSET: Final = 0xFF0
 _HALT: Final = 0xF4
 _EXIT_REASON_OFFSET: Final = 8
 _EXIT_HLT: Final = 5
+
+_ENTRY: Final = struct.Struct("7I12x")
+_MOST_ENTRIES: Final = 256
+_FEATURES: Final = {
+    (0x1, 0): ("ecx", "edx"),
+    (0x7, 0): ("ebx", "ecx", "edx"),
+    (0x7, 1): ("eax", "edx"),
+    (0xD, 0): ("eax", "edx"),
+    (0xD, 1): ("eax",),
+    (0x40000001, 0): ("eax",),
+    (0x80000001, 0): ("ecx", "edx"),
+    (0x80000007, 0): ("edx",),
+    (0x80000008, 0): ("ebx",),
+}
+"""Leaf and subleaf -> the registers in which each bit is a feature; 0x40000001 has KVM's own."""
 
 
 def run_halt(device: Path) -> str:
@@ -49,6 +65,26 @@ def run_halt(device: Path) -> str:
     if reason != _EXIT_HLT:
         return f"{device} opens, but a guest of one instruction ends with reason {reason}"
     return ""
+
+
+def read_features(device: Path) -> tuple[tuple[str, int], ...]:
+    """The features that guests can see: a leaf's register, as `7.0.ebx` in hex, and its bits.
+
+    What has no bit set is left out. Blocking. Raises OSError.
+    """
+    answer = bytearray(struct.pack("II", _MOST_ENTRIES, 0) + bytes(_MOST_ENTRIES * _ENTRY.size))
+    kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(kvm, _GET_SUPPORTED_CPUID, answer)
+    finally:
+        os.close(kvm)
+    (count,) = struct.unpack_from("I", answer)
+    return tuple(
+        (f"{leaf:x}.{subleaf:x}.{name}", bits)
+        for leaf, subleaf, _, *registers in _ENTRY.iter_unpack(answer[8 : 8 + count * _ENTRY.size])
+        for name, bits in zip(("eax", "ebx", "ecx", "edx"), registers, strict=True)
+        if bits and name in _FEATURES.get((leaf, subleaf), ())
+    )
 
 
 def _run(device: Path) -> int:

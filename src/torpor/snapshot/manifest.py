@@ -62,8 +62,12 @@ class PlainFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: Digest
 
 
-class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What of a host the frozen device state and memory depend on."""
+class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What of a host the frozen device state and memory depend on.
+
+    `cpuid` has what guests of the host's own CPU model saw under KVM: the registers of CPUID's
+    leaves that have a feature in each bit, `7.0.ebx`, and their bits. It is not written when empty.
+    """
 
     architecture: str
     vmm: str
@@ -75,19 +79,36 @@ class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_flags: tuple[str, ...]
     page_bytes: int
     kernel: Digest
+    cpuid: tuple[tuple[str, int], ...] = ()
 
     def differences(self, host: Platform) -> list[str]:
         """One phrase for each way in which `host` cannot run what was made on this platform."""
         found = [
             f"{name.replace('_', ' ')} is {theirs} in the snapshot, {ours} on this host"
             for name in self.__struct_fields__
-            if name != "cpu_flags"
+            if name not in ("cpu_flags", "cpuid")
             and (theirs := getattr(self, name)) != (ours := getattr(host, name))
         ]
         missing = sorted(set(self.cpu_flags) - set(host.cpu_flags))
         if missing:
             found.append(f"CPU flags missing on this host: {' '.join(missing)}")
+        if (self.accelerator, self.cpu_model) == (host.accelerator, host.cpu_model):
+            found += self._missing_features(host)
         return found
+
+    def _missing_features(self, host: Platform) -> list[str]:
+        here = dict(host.cpuid)
+        missing = {register: bits & ~here.get(register, 0) for register, bits in self.cpuid}
+        return [
+            f"CPUID {register} on this host lacks {_name_bits(bits)}"
+            for register, bits in missing.items()
+            if bits
+        ]
+
+
+def _name_bits(bits: int) -> str:
+    numbers = [str(number) for number in range(bits.bit_length()) if bits >> number & 1]
+    return f"bit{'s' if len(numbers) > 1 else ''} {' '.join(numbers)}"
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -77,6 +77,7 @@ class FirecrackerDriver(Driver):
             cpu_flags=tuple(sorted(cpu.flags())),
             page_bytes=pagemap.PAGE_BYTES,
             kernel=kernel,
+            cpuid=cpu.guest_features(),
         )
 
     def create(self, config: VmConfig) -> FirecrackerVmm:

@@ -53,6 +53,7 @@ class QemuDriver(Driver):
         HostUnfit for a model that this host has not.
         """
         native = self.accelerator == "kvm"
+        shown = native and self.cpu_model == "host"
         if self.cpu_model not in _CPU_MODELS.values():
             check_model(self._program, self.accelerator, self.cpu_model)
         return Platform(
@@ -63,9 +64,10 @@ class QemuDriver(Driver):
             accelerator=self.accelerator,
             cpu_model=self.cpu_model,
             cpu_vendor=cpu.vendor() if native else "",
-            cpu_flags=tuple(sorted(cpu.flags())) if native and self.cpu_model == "host" else (),
+            cpu_flags=tuple(sorted(cpu.flags())) if shown else (),
             page_bytes=pagemap.PAGE_BYTES,
             kernel=kernel,
+            cpuid=cpu.guest_features() if shown else (),
         )
 
     def create(self, config: VmConfig) -> QemuVmm:

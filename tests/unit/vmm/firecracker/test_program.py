@@ -75,6 +75,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[set[str], str], 
         monkeypatch.setattr(cpu, "flags", lambda: frozenset(flags))
         monkeypatch.setattr(cpu, "KVM_DEVICE", Path(device))
         monkeypatch.setattr(cpu, "run_halt", lambda device: "")
+        monkeypatch.setattr(cpu, "guest_features", lambda: (("1.0.ecx", 1),))
 
     yield set_host
     cpu.kvm_problem.cache_clear()
