@@ -8,7 +8,7 @@ PYTEST := .venv/bin/pytest
 SERIAL := host or vm or chaos or kvm
 PARALLEL := $(PYTEST) -n 2 --dist worksteal
 
-.PHONY: help setup setup-test demo test test-fast lint format settings lock bench wheel clean
+.PHONY: help setup setup-test demo test test-kvm test-fast lint format settings lock bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,8 +16,9 @@ help: ## list the targets
 setup: ## packages, virtual environment, guest kernel; quick when done
 	@scripts/setup
 
-setup-test: setup ## what the tests need beyond that: a real MinIO
+setup-test: setup ## what the tests need beyond that: a real MinIO, a level-1 VM
 	@scripts/install-minio
+	@scripts/install-rig >/dev/null
 
 demo: setup ## show the main job on two nodes
 	@.venv/bin/torpor demo
@@ -27,6 +28,9 @@ test: setup-test ## all tests; the second half runs too when the first one fails
 	$(PARALLEL) -m "not ($(SERIAL))" tests || status=$$?; \
 	$(PYTEST) -m "$(SERIAL)" tests || status=$$?; \
 	exit $$status
+
+test-kvm: setup-test ## tests under real KVM, in a level-1 VM
+	@$(PYTEST) tests/kvm
 
 test-fast: setup-test ## in less than a minute: no VMs, no host, nothing slow
 	@$(PARALLEL) -m "not ($(SERIAL) or slow)" tests

@@ -1,0 +1,164 @@
+"""Level 1: a VM under TCG that emulates SVM, in which KVM runs guests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from kvm.disks import Job, find_built, make_run_disk, unpack_results
+from torpor.host.tsc import measure_tsc_khz
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MEMORY = "3G"
+RESULT_BYTES = 2 << 30
+_COMMAND_LINE = (
+    "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr cryptomgr.notests"
+    # a processor that halts misses interrupts that come while its guest runs, and sleeps for ever
+    " idle=poll"
+)
+
+
+class Level1:
+    """One run from power-on to power-off; ended on exit, whatever happened.
+
+    `on_output` gets what the job prints, `on_report` each message of the report port: both are
+    called from threads of this object. `wait` returns when both have got everything.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        work: Path,
+        *,
+        on_output: Callable[[bytes], object],
+        on_report: Callable[[dict[str, Any]], object] = lambda message: None,
+    ) -> None:
+        self._job, self._work = job, work
+        self._on_output, self._on_report = on_output, on_report
+        self._threads: list[threading.Thread] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self.code: int | None = None
+        """The exit code of the job once it ended; None if the VM ended before."""
+
+    @property
+    def console(self) -> str:
+        """What QEMU has printed, and level 1's kernel and init."""
+        paths = (self._work / "said", self._work / "console")
+        return "".join(path.read_text(errors="replace") for path in paths if path.exists())
+
+    def __enter__(self) -> Self:
+        debian, python = find_built()
+        run = make_run_disk(self._job, self._work)
+        results = self._work / "results"
+        with results.open("xb") as stream:
+            stream.truncate(RESULT_BYTES)
+        ports = {"output": self._read_output, "report": self._read_reports}
+        with contextlib.ExitStack() as stack:
+            arguments, descriptors = [], []
+            for name, reader in ports.items():
+                ours, theirs = socket.socketpair()
+                stack.enter_context(theirs)
+                descriptors.append(theirs.fileno())
+                arguments += _port(name, theirs.fileno())
+                self._threads.append(threading.Thread(target=reader, args=(ours,), name=name))
+            disks = [debian / "disk", python / "disk", run, results]
+            command = [
+                *("setpriv", "--pdeathsig", "KILL"),
+                *_machine(debian, self._work / "console"),
+                *(word for place, disk in enumerate(disks) for word in _disk(place, disk)),
+                *arguments,
+            ]
+            said = stack.enter_context((self._work / "said").open("xb"))
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=descriptors
+            )
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        for thread in self._threads:
+            thread.join()
+
+    def wait(self, timeout_s: float, *, cancelled: threading.Event | None = None) -> bool:
+        """Whether the VM ended within the time, and before the event."""
+        assert self._process is not None
+        deadline = time.monotonic() + timeout_s
+        while self._process.poll() is None:
+            if time.monotonic() > deadline or (cancelled is not None and cancelled.is_set()):
+                return False
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.5)
+        for thread in self._threads:
+            thread.join()
+        return True
+
+    def fetch_files(self, target: Path) -> None:
+        """Unpack what the job left in /rig/out; after a job that ended."""
+        unpack_results(self._work / "results", target)
+
+    def _read_output(self, port: socket.socket) -> None:
+        with port:
+            while data := _receive(port):
+                self._on_output(data)
+
+    def _read_reports(self, port: socket.socket) -> None:
+        rest = b""
+        with port:
+            while data := _receive(port):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    message = json.loads(line)
+                    if message.get("rig") == "ended":
+                        self.code = message["code"]
+                    self._on_report(message)
+
+
+def _receive(port: socket.socket) -> bytes:
+    try:
+        return port.recv(1 << 16)
+    except ConnectionResetError:  # QEMU was killed
+        return b""
+
+
+def _machine(debian: Path, console: Path) -> list[str]:
+    rate_khz = measure_tsc_khz()
+    return [
+        "qemu-system-x86_64",
+        *("-M", "q35", "-cpu", "max,+svm,+npt,-cx16", "-accel", "tcg,thread=single,tb-size=1024"),
+        *("-smp", "1", "-m", MEMORY),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-kernel", str(debian / "vmlinuz"), "-initrd", str(debian / "initramfs")),
+        *("-append", f"{_COMMAND_LINE} tsc_early_khz={rate_khz}"),
+        *("-serial", f"file:{console}"),
+        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-device", "virtio-rng-pci,rng=entropy", "-device", "virtio-serial-pci"),
+    ]
+
+
+def _disk(place: int, path: Path) -> list[str]:
+    cache = "cache.no-flush=on,discard=unmap"
+    flags = f"read-only={'on' if place < 2 else 'off'},{cache}"
+    return [
+        "-blockdev",
+        f"driver=raw,node-name=disk{place},{flags},file.driver=file,file.filename={path},file.locking=off",
+        *("-device", f"virtio-blk-pci,drive=disk{place}"),
+    ]
+
+
+def _port(name: str, descriptor: int) -> list[str]:
+    return [
+        *("-chardev", f"socket,id={name},fd={descriptor}"),
+        *("-device", f"virtserialport,chardev={name},name={name}"),
+    ]

@@ -1,0 +1,102 @@
+"""The level-1 VMs of one pytest session: a group of tests each, as many at once as processors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvm.disks import Job
+from kvm.guests import make_images
+from kvm.machine import Level1
+from kvm.results import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEADLINE_S = 600.0
+_SHOWN = 3000
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tests of one VM: the variable that must name a program for them, their environment."""
+
+    name: str
+    needs: str
+    environment: Mapping[str, str] = field(hash=False)
+
+    @property
+    def lacks(self) -> str:
+        """What it needs and has not, or nothing."""
+        return "" if not self.needs or os.environ.get(self.needs) else self.needs
+
+
+class KvmSession:
+    """Starts the VMs for the chosen tests at once; ends them on `close`, whatever they do."""
+
+    def __init__(self, groups: Mapping[Group, Sequence[str]]) -> None:
+        self._images = make_images()
+        self._places = threading.Semaphore(os.cpu_count() or 1)
+        self._closing = threading.Event()
+        self._results = {group: Results() for group in groups}
+        self._threads = [
+            threading.Thread(target=self._run, args=(group, tests))
+            for group, tests in groups.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, group: Group, test: str) -> list[dict[str, Any]]:
+        """As Results.wait."""
+        return self._results[group].wait(test)
+
+    def close(self) -> None:
+        """End what runs."""
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, group: Group, tests: Sequence[str]) -> None:
+        results = self._results[group]
+        why = "the session ended"
+        try:
+            with self._places, tempfile.TemporaryDirectory(prefix="torpor-kvm-") as work:
+                if not self._closing.is_set():
+                    why = self._run_in(Path(work), group, tests)
+        except Exception:
+            why = f"level 1 cannot run\n{traceback.format_exc()}"
+        finally:
+            results.end(why)
+
+    def _run_in(self, work: Path, group: Group, tests: Sequence[str]) -> str:
+        results = self._results[group]
+        (work / "tests").write_text("".join(f"{test}\n" for test in tests))
+        job = make_job(work / "tests", self._images, group.environment)
+        level1 = Level1(job, work, on_output=results.take_output, on_report=results.take_report)
+        with level1:
+            ended = level1.wait(DEADLINE_S, cancelled=self._closing)
+        if not ended:
+            return f"its {DEADLINE_S:.0f} s are over\n{level1.console[-_SHOWN:]}"
+        if level1.code is None:
+            return f"it ended by itself\n{level1.console[-_SHOWN:]}"
+        return f"its pytest ended with exit code {level1.code}"
+
+
+def make_job(tests: Path, images: Path, extra: Mapping[str, str]) -> Job:
+    """A pytest run of the tests that are named in a file, a line each."""
+    files = {"job/tests": tests}
+    environment = {"TORPOR_LEVEL": "1", "TORPOR_TEST_DEPLOYED": "ledger", **extra}
+    firecracker = os.environ.get("TORPOR_FIRECRACKER")
+    if firecracker:
+        files["extra/firecracker"] = Path(firecracker)
+        environment["TORPOR_FIRECRACKER"] = "/rig/extra/firecracker"
+    command = [
+        *("python", "-m", "pytest", "-p", "kvm.reporting", "-p", "no:cacheprovider"),
+        *("--durations=0", "-q", "@/rig/job/tests"),
+    ]
+    return Job(command, environment, files, images)
