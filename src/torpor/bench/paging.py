@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.bench.arena import Arena, arena, ref_of
 from torpor.bench.fuse import bench_fuse
 from torpor.bench.link import inside
-from torpor.bench.report import Report, host_parameters
+from torpor.bench.report import Report, at_least, at_most, host_parameters
 from torpor.bench.synthetic import GUEST_LIKE, guest_like
 from torpor.config import Settings
 from torpor.host.cancel import checkpoint, in_thread
@@ -36,6 +36,13 @@ _MEMORY_BYTES: Final = 128 * MiB
 _MISSES: Final = 64
 _PREFIX: Final = "paging"
 _WAIT_S: Final = 600.0
+_PROMISES: Final = {
+    "push": at_least(1.2e9),
+    "sequential read": at_least(400e6),
+    "miss of one window": at_most(0.0005),
+    "miss of one mebibyte": at_most(0.003),
+    "miss of one window in the store": at_most(0.004),
+}
 
 
 async def bench_paging(
@@ -78,7 +85,7 @@ def _measure(node: Node, runs: int, minio: Path, memory_bytes: int) -> Report:
         "cpus": os.cpu_count(),
         "runs": runs,
     }
-    report = Report("paging", parameters)
+    report = Report("paging", parameters, promises=dict(_PROMISES))
     report.series["push"] = bench_fuse(runs=runs).series["push"]
     with (
         arena(home, minio=minio, needed_bytes=6 * memory_bytes) as place,

@@ -47,6 +47,8 @@ async def test_what_it_measures(tmp_path: Path) -> None:
         "miss of one window in the store": 64,
     }
     assert all(min(series["samples"]) > 0 for series in printed["series"].values())
+    assert printed["promises"].keys() < counts.keys()
+    assert printed["promises"]["sequential read"]["bound"] == "at least 4e+08"
     assert not list((home / "bench").iterdir())
     assert find_processes_in(home) == []
 
