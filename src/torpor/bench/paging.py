@@ -70,6 +70,12 @@ class _Paged:
         """Open it; what it is open as already is kept."""
         return self.client.open(self.ref, self.source)
 
+    def windows_read(self) -> int:
+        """How many windows of memory readers had from the pager so far."""
+        (counted,) = self.client.counters()["snapshots"].values()
+        memory = counted["files"]["memory"]
+        return int(memory["zero"] + memory["cache"] + memory["store"])
+
     def close(self, digest: Digest) -> None:
         """Close it, so that the next open pushes anew."""
         self.client.close(digest)
@@ -144,9 +150,11 @@ def _round(report: Report, cached: _Paged, bare: _Paged, number: int) -> None:
     path = served.files["memory"]
     with _file(path) as descriptor:
         report.add("sequential read", _read_rate(descriptor, cached.size_bytes), "B/s")
+        before = cached.windows_read()
         for name, length in (("window", WINDOW_BYTES), ("mebibyte", MiB)):
             for latency_s in _misses(descriptor, cached.size_bytes, length, number):
                 report.add(f"miss of one {name}", latency_s, "s")
+        report.add("windows missed", cached.windows_read() - before, "windows")
     cached.close(served.digest)
     report.add("push of a working set", _push_rate(cached), "B/s")
     with _file(bare.open().files["memory"]) as descriptor:
