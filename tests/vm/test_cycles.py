@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vm
 
 
 async def test_what_it_measures(node: Node) -> None:
-    """A sample a round; descriptors, slots and files are those of the round before."""
+    """A sample a round; descriptors and files do not grow with the rounds, no slot is in use."""
     report = await bench_cycles(node, function=EXAMPLES / "hello", runs=4, count=1)
     printed = json.loads(json.dumps(report.to_dict()))["series"]
     assert {name: len(one["samples"]) for name, one in printed.items()} == {
@@ -31,8 +31,9 @@ async def test_what_it_measures(node: Node) -> None:
         "slots": 4,
         "rss slope": 1,
     }
-    for name in ("descriptors", "files", "slots"):
-        assert len(set(printed[name]["samples"][1:])) == 1, name
+    for name in ("descriptors", "files"):  # one may be open just now, a leak is one a round
+        samples = printed[name]["samples"]
+        assert min(samples[2:]) <= max(samples[:2]), name
     assert set(printed["slots"]["samples"]) == {0}
     assert "bench-0" not in {name for one in node.functions() for name in one.names}
 
