@@ -33,7 +33,7 @@ def test_names(mount: Mount) -> None:
     assert run(["ls", "-A", f"{top}/many"], timeout_s=30).split() == names
     assert run(["ls", "-f", f"{top}/a/b"], timeout_s=30).split() == [".", "..", "memory"]
     listing = run(["find", top, "-name", "memory", "-printf", "%P %s %m %y %U"], timeout_s=30)
-    assert listing == f"a/b/memory {SIZE} 600 f 0"
+    assert listing == f"a/b/memory {SIZE} 444 f 0"
     assert run(["stat", "-c", "%F %a", f"{top}/a"], timeout_s=30) == "directory 700\n"
     blocks = -(-(SIZE + 500) // 4096)
     found = run(["stat", "-f", "-c", "%b %f %c %S", top], timeout_s=30).split()
