@@ -242,8 +242,9 @@ def test_two_nodes_and_one_store(
 ) -> None:
     """Deployed on A a function answers on B at its first request; removed on A, B says so."""
     store = remote(minio_settings)
-    first = replace(deployed, store=minio_settings.store)
-    second = replace(fresh_settings, store=minio_settings.store)
+    bucket = f"{minio_settings.store}/two-nodes"  # with a key of its own: nobody else's refs
+    first = replace(deployed, store=bucket)
+    second = replace(fresh_settings, store=bucket)
     with (
         serving(first, **store) as on_a,
         serving(second, **store) as on_b,
@@ -271,8 +272,9 @@ def test_two_nodes_that_deploy_at_once(
 ) -> None:
     """Both deploy the same name at the same time: one wins, the other is told, and wakes that."""
     store = remote(minio_settings)
-    first = replace(deployed, store=minio_settings.store)
-    second = replace(imaged_settings, store=minio_settings.store)
+    bucket = f"{minio_settings.store}/at-once"  # with a key of its own: nobody else's refs
+    first = replace(deployed, store=bucket)
+    second = replace(imaged_settings, store=bucket)
     with (
         serving(first, **store) as on_a,
         serving(second, **store) as on_b,

@@ -223,5 +223,5 @@ def test_sizes(home: PagerHome) -> None:
     for name, path in served.files.items():
         status = path.stat()
         assert status.st_size == home.original("f", name).stat().st_size
-        assert status.st_mode & 0o777 == 0o600
+        assert status.st_mode & 0o777 == 0o444
     assert sha256_of(served.files["app"]) == sha256_of(home.original("f", "app"))
