@@ -9,7 +9,13 @@ import pytest
 
 SERIAL = ("host", "vm", "chaos", "kvm")
 
-pytest_plugins = ["fixtures.minio", "fixtures.leaks", "fixtures.vms", "fixtures.wheel"]
+pytest_plugins = [
+    "fixtures.minio",
+    "fixtures.leaks",
+    "fixtures.two_homes",
+    "fixtures.vms",
+    "fixtures.wheel",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

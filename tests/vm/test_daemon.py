@@ -58,6 +58,22 @@ def remote(minio_settings: Settings) -> dict[str, str]:
     return {**store, "snapshots": "remote", "upload_retry_s": "1"}
 
 
+@contextlib.contextmanager
+def two_nodes(
+    first: Settings, second: Settings, minio_settings: Settings, *, prefix: str
+) -> Iterator[tuple[Client, Client]]:
+    """Clients of the daemons of two homes that share a place in a MinIO and a key."""
+    store = remote(minio_settings)
+    bucket = f"{minio_settings.store}/{prefix}"  # not beside refs under other tests' keys
+    with (
+        serving(replace(first, store=bucket), **store) as on_a,
+        serving(replace(second, store=bucket), **store) as on_b,
+        on_a.client() as a,
+        on_b.client() as b,
+    ):
+        yield a, b
+
+
 def through_gateway(client: Client, name: str) -> tuple[int, Any]:
     """What a function answers to GET / through the gateway."""
     url = f"{client.status().gateway}/f/{name}/"
@@ -241,16 +257,7 @@ def test_two_nodes_and_one_store(
     deployed: Settings, fresh_settings: Settings, minio_settings: Settings
 ) -> None:
     """Deployed on A a function answers on B at its first request; removed on A, B says so."""
-    store = remote(minio_settings)
-    bucket = f"{minio_settings.store}/two-nodes"  # with a key of its own: nobody else's refs
-    first = replace(deployed, store=bucket)
-    second = replace(fresh_settings, store=bucket)
-    with (
-        serving(first, **store) as on_a,
-        serving(second, **store) as on_b,
-        on_a.client() as a,
-        on_b.client() as b,
-    ):
+    with two_nodes(deployed, fresh_settings, minio_settings, prefix="two-nodes") as (a, b):
         deployed_view = a.deploy(EXAMPLES / "hello", name="shared")
         wait_until(lambda: {f.name: f.store for f in a.functions()}["shared"] == "stored")
         assert through_gateway(b, "shared")[0] == 200
@@ -264,25 +271,18 @@ def test_two_nodes_and_one_store(
         with pytest.raises(urllib.error.HTTPError, match="404"):
             through_gateway(b, "shared")
         assert b.functions() == []
-    assert not any(str(second.home) in line for line in find_leftovers(second))
+    left = find_leftovers(fresh_settings)
+    assert not any(str(fresh_settings.home) in line for line in left)
 
 
 def test_two_nodes_that_deploy_at_once(
     deployed: Settings, imaged_settings: Settings, minio_settings: Settings
 ) -> None:
     """Both deploy the same name at the same time: one wins, the other is told, and wakes that."""
-    store = remote(minio_settings)
-    bucket = f"{minio_settings.store}/at-once"  # with a key of its own: nobody else's refs
-    first = replace(deployed, store=bucket)
-    second = replace(imaged_settings, store=bucket)
     with (
-        serving(first, **store) as on_a,
-        serving(second, **store) as on_b,
-        on_a.client() as a,
-        on_b.client() as b,
+        two_nodes(deployed, imaged_settings, minio_settings, prefix="at-once") as nodes,
         ThreadPoolExecutor(2) as pool,
     ):
-        nodes = (a, b)
         deploying = [pool.submit(n.deploy, EXAMPLES / "hello", name="contested") for n in nodes]
         views = [one.result() for one in deploying]
 
