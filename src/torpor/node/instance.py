@@ -132,8 +132,7 @@ class Instances:
 
         `app` is the app disk to attach to a base; `files` are to be used in place of the
         snapshot's own, which hold the same; `ahead` has its slot. Raises Incompatible before
-        anything is made, then as `boot` does; each names the window when the pager could not get
-        one.
+        anything is made, then as `boot` does; each names the window when the pager could not get one.
         """
         manifest = snapshot.manifest
         timeline = timeline or Timeline()

@@ -251,42 +251,6 @@ def test_slot_of_a_killed_maker_is_reclaimed(
     assert registry.list() == []
 
 
-def test_reserved_slot_becomes_an_instances(registry: SlotRegistry, home: Path) -> None:
-    """What was reserved before the instance had a name is its slot, right in every field."""
-    reserved = registry.reserve()
-    slot = registry.allocate(home, "hello-1", reserved=reserved)
-    try:
-        assert slot.number == reserved.number
-        assert wrong_fields(slot, registry) == set()
-        registry.cancel(reserved)  # too late: it is somebody's
-        (record,) = registry.list()
-        assert (record.state, record.instance) == ("used", "hello-1")
-    finally:
-        registry.release_instance(home, "hello-1")
-
-
-def test_reserved_slot_that_nobody_took_goes_again(registry: SlotRegistry) -> None:
-    """A reservation that is cancelled leaves nothing; nobody else gets the slot before."""
-    first, second = registry.reserve(), registry.reserve()
-    assert first.number != second.number
-    registry.cancel(first)
-    registry.cancel(second)
-    assert registry.list() == []
-    assert not first.addresses.namespace_path.exists()
-
-
-def test_reserved_slot_of_a_killed_process_is_reclaimed(tmp_path: Path, home: Path) -> None:
-    """A process that dies between reserving and allocating: the next command removes the slot."""
-    registry = SlotRegistry(tmp_path / "run", first=FIRST)
-    child = os.fork()
-    if child == 0:
-        registry.reserve()
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    registry.reclaim(home, [])
-    assert registry.list() == []
-
-
 def test_slot_of_a_deleted_home_is_reclaimed(tmp_path: Path, home: Path) -> None:
     """When a home is deleted, another home's command takes its slots back; not before."""
     registry = SlotRegistry(tmp_path / "run", first=FIRST)
