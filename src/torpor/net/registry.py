@@ -102,33 +102,20 @@ class SlotRegistry:
                 hint="run as root, or set runtime_dir",
             ) from None
 
-    def reserve(self) -> Slot:
-        """A slot for an instance that has no name yet: a free one if there is one, else a new one.
+    def allocate(self, home: Path, instance_id: str) -> Slot:
+        """A slot for an instance: a free one if there is one, else a new one.
 
-        `allocate` or `cancel` is to follow; if this process dies before, the slot is removed as one
-        of a dead maker. Raises HostUnfit; nothing is left of a slot that could not be made.
+        Raises HostUnfit; nothing is left of a slot that could not be made.
         """
         with self._locked():
             record = next((r for r in self._records() if r.state == "free"), None)
+            ready = record is not None
             number = record.slot if record else self._unused()
-            self._write(number, None, "", "preparing")
-        if record is None:
+            self._write(number, home, instance_id, "used" if ready else "preparing")
+        if not ready:
             self._make(number)
-        return Slot(addresses_of(number))
-
-    def cancel(self, slot: Slot) -> None:
-        """Remove a reserved slot that no instance took."""
-        record = self._read(slot.number)
-        if record is not None and record.state == "preparing" and record.instance == "":
-            self._remove(record)
-
-    def allocate(self, home: Path, instance_id: str, *, reserved: Slot | None = None) -> Slot:
-        """A slot for an instance: the one that this process reserved for it, else one as `reserve`.
-
-        Raises as that does.
-        """
-        slot = reserved or self.reserve()
-        self._write(slot.number, home, instance_id, "used")
+            self._write(number, home, instance_id, "used")
+        slot = Slot(addresses_of(number))
         log.debug(tap_line(slot.addresses))
         log.info(allocation_line(slot.addresses, instance_id))
         return slot

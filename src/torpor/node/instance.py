@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.paging import Paging
     from torpor.node.parts import Parts
-    from torpor.node.slot_ahead import SlotAhead
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function, Machine
     from torpor.units import Digest
@@ -126,13 +125,12 @@ class Instances:
         files: Files | None = None,
         label: str = "",
         timeline: Timeline | None = None,
-        ahead: SlotAhead | None = None,
     ) -> Instance:
         """Make an instance from a snapshot; it is ready when this returns.
 
         `app` is the app disk to attach to a base; `files` are to be used in place of the
-        snapshot's own, which hold the same; `ahead` has its slot. Raises Incompatible before
-        anything is made, then as `boot` does; each names the window when the pager could not get one.
+        snapshot's own, which hold the same. Raises Incompatible before anything is made, then as
+        `boot` does; each names the window when the pager could not get one.
         """
         manifest = snapshot.manifest
         timeline = timeline or Timeline()
@@ -141,7 +139,7 @@ class Instances:
         function = manifest.function
         label = label or (function.name if function else "base")
         async with self._making(
-            label, function=function, snapshot=snapshot.digest, timeline=timeline, ahead=ahead
+            label, function=function, snapshot=snapshot.digest, timeline=timeline
         ) as making:
             with timeline.step("scratch"):
                 await in_thread(copy_sparse, snapshot.disk, making.directory / "scratch")
@@ -339,7 +337,6 @@ class Instances:
         snapshot: str,
         timeline: Timeline,
         booted: bool = False,
-        ahead: SlotAhead | None = None,
     ) -> AsyncIterator[_Making]:
         """Row, directory and slot of a new instance; all of it goes again if the body fails."""
         instance_id = new_instance_id(label)
@@ -358,11 +355,9 @@ class Instances:
             directory = self._parts.instances_dir / instance_id
             directory.mkdir(mode=0o700)
             with timeline.step("slot"):
-                home = self._parts.settings.home
-                if ahead is None:
-                    slot = await in_thread(self._parts.slots.allocate, home, instance_id)
-                else:
-                    slot = await ahead.allocate(home, instance_id)
+                slot = await in_thread(
+                    self._parts.slots.allocate, self._parts.settings.home, instance_id
+                )
             reach("slot allocated")
             journal.set_slot(instance_id, slot.number, str(slot.addresses.clone_ip))
             making = _Making(instance_id, directory, slot, function, timeline)

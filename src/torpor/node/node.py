@@ -34,7 +34,6 @@ from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, log, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.remote import Remote
-from torpor.node.slot_ahead import slot_ahead
 from torpor.node.tables import Recipes
 from torpor.node.timeline import Timeline
 from torpor.node.trace import Trace, Tracer
@@ -412,7 +411,7 @@ class Node:
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None
     ) -> Instance:
         try:
-            async with self._files_lock(), slot_ahead(self.parts.slots) as ahead:
+            async with self._files_lock():
                 snapshot = await self._arrivals.get(reference, timeline, expect=expect)
                 if snapshot.manifest.function is None:
                     raise InvalidInput(
@@ -421,7 +420,7 @@ class Node:
                     )
                 if self.parts.settings.snapshots == "off":
                     return await self._deployer.start_booted(snapshot, timeline)
-                instance = await self.instances.restore(snapshot, timeline=timeline, ahead=ahead)
+                instance = await self.instances.restore(snapshot, timeline=timeline)
                 try:
                     await in_thread(self.paging.hydrate, snapshot)
                 except BaseException:
