@@ -135,14 +135,14 @@ class Node:
             with self._function_lock(spec.name):
                 async with self._files_lock():
                     revision = await in_thread(next_revision, self.parts, spec.name)
-                    known = await in_thread(self.remote.known, spec.name)
+                    before = await in_thread(self.remote.before, spec.name)
                     deployed = await self._deployer.deploy(spec, revision=revision)
                     digest = deployed.captured.snapshot.digest
                     reach("function made")
                     self.parts.journal.set_ref(spec.name, digest)
                     reach("function named")
                     Recipes(self.parts.journal).put(digest, recipe_of(spec))
-                    self.remote.want(spec.name, digest, known=known)
+                    self.remote.want_deployed(spec.name, digest, before)
         finally:  # the old revision, or what a failed deploy made
             await finish(self.collect())
         self.parts.events.publish("function.deployed", spec.name, snapshot=digest)

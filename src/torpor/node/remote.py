@@ -8,6 +8,7 @@ wins, and the other is told.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torpor.errors import Conflict, DataError, InvalidInput, NotFound, StoreError
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
     from torpor.node.exchange import Exchange
     from torpor.node.parts import Parts
     from torpor.node.tables import RemoteRow
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a deploy found when it began, see `Remote.before`.
+
+    `known` is what it may replace in the store, `noted` what the row said, `own` the snapshots of
+    this node that may get there while it runs.
+    """
+
+    known: str
+    noted: str
+    own: frozenset[str]
 
 
 class Remote:
@@ -40,7 +54,7 @@ class Remote:
         return self._parts.settings.snapshots == "remote"
 
     def known(self, name: str) -> str:
-        """What a deploy that begins now will replace in the store: as `known` in `node.tables`.
+        """What the store has under a name: as `known` in `node.tables`.
 
         If the store does not answer it is what this node knew last.
         """
@@ -54,6 +68,25 @@ class Remote:
         except StoreError as error:
             log.warning("the store was not asked before a deploy name=%s error=%s", name, error)
             return "" if row is None else row.known
+
+    def before(self, name: str) -> Before:
+        """What a deploy that begins now may replace, for `want_deployed` at its end."""
+        row, ref = self.rows.get(name), self._parts.journal.ref(name)
+        own = [] if ref is None else [str(ref.digest)]
+        if row is not None and row.state == "pending":
+            own.append(row.wanted)
+        return Before(self.known(name), "" if row is None else row.known, frozenset(own))
+
+    def want_deployed(self, name: str, digest: str, before: Before) -> None:
+        """Have the store's ref point to what was deployed.
+
+        An older revision of this node's own that was uploaded meanwhile is replaced too.
+        """
+        row = self.rows.get(name)
+        known = before.known
+        if row is not None and row.known != before.noted and row.known in before.own:
+            known = row.known
+        self.want(name, digest, known=known)
 
     def want(self, name: str, digest: str, *, known: str = ANYTHING) -> None:
         """Have the store's ref point to a snapshot; an empty digest: have it deleted."""

@@ -9,12 +9,17 @@ import pytest
 
 from fixtures.commands import wait_until
 from fixtures.daemons import daemon
-from torpor.errors import Incompatible, NotFound
+from torpor.config import Settings
+from torpor.errors import Conflict, Incompatible, NotFound
+from torpor.node.node import Node
+from torpor.node.parts import open_parts
 
 if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
     from fixtures.homes import Furnished, Home
     from fixtures.minio import MinioServer
+    from torpor.node.remote import Remote
+    from torpor.node.tables import RemoteRow
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +102,47 @@ def test_commands_beside_the_daemon_are_uploaded_too(a: Furnished) -> None:
         wait_until(lambda: in_store(a.home).keys() == {"f"})
     finally:
         assert served.stop() == 0
+
+
+def remote_of(home: Home) -> Remote:
+    """What a node of that home knows of the store's refs."""
+    settings = Settings(home=home.path, store=home.store, snapshots="remote")
+    return Node(open_parts(settings)).remote
+
+
+def pending(found: Remote, name: str) -> RemoteRow:
+    """The wish of a name that is to be fulfilled."""
+    row = found.rows.get(name)
+    assert row is not None
+    assert row.state == "pending"
+    return row
+
+
+@pytest.mark.parametrize("wished", [False, True], ids=["as drift", "as a wish"])
+def test_deploy_while_the_last_revision_is_uploaded(a: Furnished, *, wished: bool) -> None:
+    """A node does not lose a name to its own older revision that gets there meanwhile."""
+    node = remote_of(a.home)
+    if wished:
+        node.find_drift()
+    before = node.before("f")
+    node.find_drift()
+    node.upload(pending(node, "f"))
+    assert in_store(a.home) == {"f": a.f.digest}
+    node.want_deployed("f", a.g.digest, before)
+    node.upload(pending(node, "f"))
+    assert in_store(a.home) == {"f": a.g.digest}
+
+
+def test_deploy_while_another_node_uploads(a: Furnished, b: Home) -> None:
+    """What another node put there meanwhile is not replaced, also when this node woke it."""
+    node = remote_of(a.home)
+    before = node.before("f")
+    assert a.home.run("snapshot", "push", "g", "--name", "f").code == 0
+    node.took("f", a.g.digest)
+    node.want_deployed("f", a.f.digest, before)
+    with pytest.raises(Conflict, match="somebody else wrote f"):
+        node.upload(pending(node, "f"))
+    assert in_store(b) == {"f": a.g.digest}
 
 
 def test_deleted_on_one_node_the_other_says_so(a: Furnished, b: Home) -> None:
