@@ -21,7 +21,7 @@ from torpor.node.parts import log
 from torpor.pager.control import PagerGone
 
 _BUCKETS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
-_CLASSES: Final = ("zero", "cache", "store")
+_CLASSES: Final = ("zero", "awaited", "cache", "store")
 
 
 class FunctionCounts(Protocol):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _PUSH_WAIT_S: Final = 20.0
 CLASSES: Final = {
     "pushed": "pushed",
+    "awaited": "just being pushed",
     "zero": "zero",
     "cache": "chunk cache",
     "store": "bucket",

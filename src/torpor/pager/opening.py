@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import Conflict, Damaged, NotFound, ObjectMissing
 from torpor.host.sparse import hash_extents, write_at
 from torpor.host.threads import submit
+from torpor.pager.expected import Arrival
 from torpor.pager.spans import Spans
 from torpor.snapshot.repository.fetching import Plan, fetch, open_window
 from torpor.snapshot.repository.records import Kind, damaged
@@ -99,29 +100,23 @@ def open_snapshot(
     return OpenedSnapshot(stored, encoded, header, data)
 
 
-def preloaded(opened: OpenedSnapshot, segment: SegmentRecord) -> dict[int, bytes] | None:
-    """A segment's windows, if it came with the wake object's beginning. Raises Damaged."""
+def preloaded(opened: OpenedSnapshot, segment: SegmentRecord, *, size_bytes: int) -> Arrival | None:
+    """A segment's windows, if it came with the wake object's beginning; its file has `size_bytes`.
+
+    Raises Damaged.
+    """
     begin = opened.wake.link.header_bytes + segment.offset
     if begin + segment.length > len(opened.beginning):
         return None
-    sizes = {image.digest: image.size_bytes for image in opened.stored.images}
-    manifest = opened.stored.manifest
-    digest = manifest.image
-    if segment.file == "app" and manifest.function is not None:
-        digest = manifest.function.app
     key, sealed = opened.wake.link.key, opened.beginning[begin : begin + segment.length]
-    size_bytes = sizes[digest]
     try:
         content = open_segment(opened.wake.domain, key, segment, sealed, size_bytes=size_bytes)
         windows = segment_windows(segment, data_bytes=segment.offset + segment.length)
     except Damaged as error:
         raise damaged(key, str(error)) from None
-    found, position = {}, 0
-    for window in windows:
-        length = window_length(window, size_bytes)
-        found[window] = content[position : position + length]
-        position += length
-    return found
+    arrival = Arrival(windows)
+    arrival.bring(content, size_bytes=size_bytes)
+    return arrival
 
 
 def publish(

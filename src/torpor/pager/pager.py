@@ -262,19 +262,28 @@ class Pager:
         A VMM may read those before they are in the page cache. What is damaged the push finds too.
         """
         segments = opened.wake.working_set
+        at_hand = []
         for segment in segments:
-            served = made.images.get(segment.file)
+            if segment.file not in made.images:
+                continue
+            file = made.images[segment.file][1].file
             with contextlib.suppress(Damaged):
-                content = opening.preloaded(opened, segment) if served else None
-                if served is not None and content is not None:
-                    file = served[1].file
-                    file.preloaded = {**file.preloaded, **content}
+                arrival = opening.preloaded(opened, segment, size_bytes=file.size_bytes)
+                if arrival is not None:
+                    file.expected.add(arrival)
+                    at_hand.append((file.expected, arrival))
         wake = WakeData(
             made.source.repository.store, opened.stored.wake, opened.wake.domain, segments
         )
         targets = {name: (served.file, served.node) for name, served in made.files.items()}
         pusher = Pusher(
-            wake, self._server, targets, kept=self._kept, room=self._room, trace=self._trace
+            wake,
+            self._server,
+            targets,
+            kept=self._kept,
+            room=self._room,
+            at_hand=at_hand,
+            trace=self._trace,
         )
         pusher.start()
         return pusher

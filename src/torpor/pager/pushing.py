@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged, TorporError
 from torpor.host.threads import map_ordered
+from torpor.pager.expected import Arrival
 from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.working_set import open_segment, segment_windows
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from torpor.host.fuse.files import Node
     from torpor.host.fuse.server import Server
+    from torpor.pager.expected import Expected
     from torpor.pager.kept import KeptCopies
     from torpor.pager.served import StoredFile
     from torpor.snapshot.repository.domain import Domain
@@ -75,8 +77,9 @@ class Room:
 class Pusher:
     """Pushes one snapshot's working set in the background; `wait` for its end.
 
-    `targets` are the served files by the names that segments use, and their nodes. `trace` is told
-    "push fetched" and "push storing", in a thread of the push.
+    `targets` are the served files by the names that segments use, and their nodes. What is at
+    hand already, `at_hand`, readers have until the end. `trace` is told "push fetched" and "push
+    storing", in a thread of the push.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Pusher:
         *,
         kept: KeptCopies,
         room: Room,
+        at_hand: Sequence[tuple[Expected, Arrival]] = (),
         patience_s: float = _PATIENCE_S,
         trace: Callable[[str], None] = lambda place: None,
     ) -> None:
@@ -95,6 +99,7 @@ class Pusher:
         self._targets = targets
         self._kept = kept
         self._room = room
+        self._at_hand = at_hand
         self._patience_s = patience_s
         self._trace = trace
         self._name = wake.link.hash.hex()
@@ -136,50 +141,77 @@ class Pusher:
             self.counters.failure = str(error)
             log.info("push ended key=%s error=%s", self._wake.link.key, error)
         self._kept.used(self._name)
-        for file, _ in self._targets.values():
-            file.preloaded = {}
+        for expected, arrival in self._at_hand:
+            expected.remove(arrival)
         self.counters.ended_s = time.monotonic()
 
     def _push(self, batch: Sequence[SegmentRecord]) -> None:
         """Fetch, then store when the files are open; meanwhile nothing is held for long."""
         if self._stop.is_set():
             return
-        with self._room.taken:
+        with self._room.taken, self._expected(batch) as arrivals:
             data = self._read(batch)
             if self._known.wait(self._patience_s):
-                self._store_batch(batch, data)
+                self._store_batch(batch, arrivals, data)
                 return
             del data
         self._known.wait()
-        with self._room.taken:
+        with self._room.taken, self._expected(batch) as arrivals:
             if not self._stop.is_set():
-                self._store_batch(batch, self._read(batch))
+                self._store_batch(batch, arrivals, self._read(batch))
 
-    def _store_batch(self, batch: Sequence[SegmentRecord], data: bytes) -> None:
+    @contextlib.contextmanager
+    def _expected(self, batch: Sequence[SegmentRecord]) -> Iterator[list[Arrival]]:
+        """Let readers wait for a batch during the body. Raises Damaged."""
+        arrivals = []
         for record in batch:
-            begin = record.offset - batch[0].offset
-            self._store(record, memoryview(data)[begin : begin + record.length])
+            try:
+                windows = segment_windows(record, data_bytes=record.offset + record.length)
+            except Damaged as error:
+                raise damaged(self._wake.link.key, str(error)) from None
+            arrivals.append(Arrival(windows))
+        both = [
+            (self._targets[record.file][0].expected, arrival)
+            for record, arrival in zip(batch, arrivals, strict=True)
+            if record.file in self._targets
+        ]
+        for expected, arrival in both:
+            expected.add(arrival)
+        try:
+            yield arrivals
+        finally:
+            for expected, arrival in both:
+                arrival.give_up()
+                expected.remove(arrival)
 
-    def _store(self, record: SegmentRecord, sealed: memoryview) -> None:
-        target = self._targets.get(record.file)
-        if target is None or self._stop.is_set():
-            return
-        file, node = target
+    def _store_batch(
+        self, batch: Sequence[SegmentRecord], arrivals: Sequence[Arrival], data: bytes
+    ) -> None:
+        """All of it is opened before any is stored: that waits for reads, which wait for this."""
+        opened = []
+        for record, arrival in zip(batch, arrivals, strict=True):
+            if record.file not in self._targets or self._stop.is_set():
+                continue
+            file, node = self._targets[record.file]
+            begin = record.offset - batch[0].offset
+            content = self._open(record, memoryview(data)[begin : begin + record.length], file)
+            arrival.bring(content, size_bytes=file.size_bytes)
+            opened.append((file, node, arrival, content))
+        for file, node, arrival, content in opened:
+            self._trace("push storing")
+            for window, piece in _runs(arrival.windows, memoryview(content), file.size_bytes):
+                if self._stop.is_set():
+                    return
+                with contextlib.suppress(FileNotFoundError):  # nobody has opened the file
+                    self._server.store(node, window * WINDOW_BYTES, piece)
+                    self._count(file, -(-len(piece) // WINDOW_BYTES))
+
+    def _open(self, record: SegmentRecord, sealed: memoryview, file: StoredFile) -> bytes:
         key = self._wake.link.key
         try:
-            windows = segment_windows(record, data_bytes=record.offset + record.length)
-            content = open_segment(
-                self._wake.domain, key, record, sealed, size_bytes=file.size_bytes
-            )
+            return open_segment(self._wake.domain, key, record, sealed, size_bytes=file.size_bytes)
         except Damaged as error:
             raise damaged(key, str(error)) from None
-        self._trace("push storing")
-        for window, piece in _runs(windows, memoryview(content), file.size_bytes):
-            if self._stop.is_set():
-                return
-            with contextlib.suppress(FileNotFoundError):  # nobody has opened the file
-                self._server.store(node, window * WINDOW_BYTES, piece)
-                self._count(file, -(-len(piece) // WINDOW_BYTES))
 
     def _count(self, file: StoredFile, windows: int) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from torpor.errors import TorporError
 from torpor.host.fuse.files import Tree
+from torpor.pager.expected import Arrival, Expected
 from torpor.pager.fetcher import Chunk, Fetcher, Priority
 from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.repository import pack_key
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torpor.store.interface import Store
 
 _ZEROS: Final = bytes(WINDOW_BYTES)
+_EXPECT_S: Final = 0.5
 
 log = logging.getLogger("torpor.pager")
 
@@ -38,8 +40,9 @@ class Counters:
     """What a file's readers asked for, windows by where they were, and how long they stood still.
 
     `zero` windows are nowhere, `cache` is the chunk cache, `store` came from the bucket meanwhile,
-    `pushed` were put into the page cache ahead of any reader. Times are in seconds, summed over
-    reads, each counted where its slowest window was.
+    `pushed` were put into the page cache ahead of any reader, `awaited` were read while a push
+    brought them. Times are in seconds, summed over reads, each counted where its slowest window
+    was.
     """
 
     reads: int = 0
@@ -47,8 +50,9 @@ class Counters:
     cache: int = 0
     store: int = 0
     pushed: int = 0
+    awaited: int = 0
     stalled_s: dict[str, float] = field(
-        default_factory=lambda: {"zero": 0.0, "cache": 0.0, "store": 0.0}
+        default_factory=lambda: {"zero": 0.0, "awaited": 0.0, "cache": 0.0, "store": 0.0}
     )
 
 
@@ -76,11 +80,8 @@ class StoredFile:
     fetcher: Fetcher
     counters: Counters = field(default_factory=Counters)
     failure: str = ""
-    preloaded: dict[int, bytes] = field(default_factory=dict)
-    """Windows that came with the wake object's beginning: they need neither map nor cache.
-
-    They are held until they are in the page cache; who changes them puts another dictionary here.
-    """
+    expected: Expected = field(default_factory=Expected)
+    """Windows that a push brings, until they are in the page cache: they need no map."""
     _refuses: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -97,24 +98,20 @@ class StoredFile:
         """The bytes from `offset`, in pieces. Raises OSError when a window cannot be had."""
         began = time.perf_counter()
         first, last = offset // WINDOW_BYTES, (offset + length - 1) // WINDOW_BYTES
-        at_hand = self.preloaded
-        if all(window in at_hand for window in range(first, last + 1)):
-            with self._lock:
-                self.counters.reads += 1
-                self.counters.pushed += last + 1 - first
-            return [
-                _cut(at_hand[w], w, offset, offset + length, self.size_bytes)
-                for w in range(first, last + 1)
-            ]
-        try:
-            known = self.map
-        except TorporError as error:
-            raise self._failed(first, error) from None
-        entries = {window: known.get(window) for window in range(first, last + 1)}
-        contents, slowest = self._contents(entries)
-        pieces = [_cut(contents[w], w, offset, offset + length, self.size_bytes) for w in entries]
+        windows = range(first, last + 1)
+        coming = self.expected.among(windows)
+        contents, slowest = self._contents([window for window in windows if window not in coming])
+        brought = self._brought(coming)
+        if brought:
+            slowest = "store" if slowest == "store" else "awaited"
+        if late := [window for window in coming if window not in brought]:
+            others, slowest = self._contents(late)
+            contents |= others
+        contents |= brought
+        pieces = [_cut(contents[w], w, offset, offset + length, self.size_bytes) for w in windows]
         with self._lock:
             self.counters.reads += 1
+            self.counters.awaited += len(brought)
             self.counters.stalled_s[slowest] += time.perf_counter() - began
         return pieces
 
@@ -140,8 +137,26 @@ class StoredFile:
         """Whether the chunk cache seems to have a window."""
         return self.cache is not None and self.cache.has(entry.chunk_id)
 
-    def _contents(self, entries: dict[int, Entry | None]) -> tuple[dict[int, bytes], str]:
-        contents: dict[int, bytes] = {}
+    def _brought(self, coming: dict[int, Arrival]) -> dict[int, Buffer]:
+        """What arrives of it within a while, for a push may be held up and a reader may not."""
+        until_s = time.monotonic() + _EXPECT_S
+        found: dict[int, Buffer] = {}
+        for window, arrival in coming.items():
+            content = arrival.wait(window, max(0.0, until_s - time.monotonic()))
+            if content is not None:
+                found[window] = content
+        return found
+
+    def _contents(self, windows: Sequence[int]) -> tuple[dict[int, Buffer], str]:
+        """Windows from where they lie, counted, and the class of the slowest."""
+        contents: dict[int, Buffer] = {}
+        if not windows:
+            return contents, "zero"
+        try:
+            known = self.map
+        except TorporError as error:
+            raise self._failed(windows[0], error) from None
+        entries = {window: known.get(window) for window in windows}
         missing: dict[int, Entry] = {}
         zero = 0
         hash_of = self._content.domain.chunk_id
@@ -178,7 +193,7 @@ class StoredFile:
         except TorporError as error:
             raise self._failed(min(missing), error) from None
 
-    def _check(self, window: int, content: bytes, entry: Entry | None) -> None:
+    def _check(self, window: int, content: Buffer, entry: Entry | None) -> None:
         expected = window_length(window, self.size_bytes)
         if entry is not None and len(content) != expected:
             wrong = f"a chunk of {len(content)} bytes for a window of {expected}"
@@ -248,7 +263,7 @@ class ServedFiles(Tree):
             raise OSError(errno.EIO, str(error)) from None
 
 
-def _cut(content: bytes, window: int, begin: int, end: int, size_bytes: int) -> Buffer:
+def _cut(content: Buffer, window: int, begin: int, end: int, size_bytes: int) -> Buffer:
     """The part of a window that lies in [begin, end)."""
     origin = window * WINDOW_BYTES
     length = window_length(window, size_bytes)

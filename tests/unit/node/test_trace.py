@@ -24,7 +24,13 @@ def file_counters(scale: int) -> dict[str, Any]:
         "cache": 2 * scale,
         "store": 3 * scale,
         "pushed": 4 * scale,
-        "stalled_s": {"zero": 0.5 * scale, "cache": 0.25 * scale, "store": 1.0 * scale},
+        "awaited": 5 * scale,
+        "stalled_s": {
+            "zero": 0.5 * scale,
+            "awaited": 0.125 * scale,
+            "cache": 0.25 * scale,
+            "store": 1.0 * scale,
+        },
     }
 
 
@@ -51,6 +57,7 @@ def test_counts_since_the_first_reading() -> None:
     paged = difference(before, after, DIGEST)
     assert paged.classes == {
         "pushed": Windows(16, 0.0),
+        "awaited": Windows(20, 0.5),
         "zero": Windows(4, 2.0),
         "cache": Windows(8, 1.0),
         "store": Windows(12, 4.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from typing import TYPE_CHECKING
 
@@ -291,3 +292,50 @@ def test_copies_are_bounded_together(tmp_path: Path) -> None:
     kept.write("d", 0, bytes(1 << 20))
     use("d")
     assert copies(tmp_path) == {"c", "a", "d"}
+
+
+def test_readers_wait_for_what_is_being_brought(world: World) -> None:
+    """A window whose request has begun is not asked for again: readers have it from the push."""
+    gate = Gate()
+    world.store.inject(gate.fault(KEY, times=None))
+    pusher = world.pusher()
+    gate.wait()
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        file, _ = world.targets["memory"]
+        first = threads.submit(file.read, 2 * WINDOW_BYTES, 2 * WINDOW_BYTES)
+        whole = threads.submit(file.read, 6 * WINDOW_BYTES, 4 * WINDOW_BYTES)
+        pusher.go()
+        gate.open()
+        assert b"".join(first.result(60)) == content_of("memory", 2) + content_of("memory", 3)
+        expected = [bytes(WINDOW_BYTES), *(content_of("memory", number) for number in (7, 8, 9))]
+        assert b"".join(whole.result(60)) == b"".join(expected)
+    assert pusher.wait(60)
+    assert set(world.store.keys) == {KEY}
+    assert file.counters.awaited == 5
+    assert (file.counters.store, file.counters.zero) == (0, 1)
+    assert file.counters.stalled_s["awaited"] > 0
+    assert file.expected.among(range(400)) == {}
+
+
+@pytest.mark.parametrize("kind", ["flip", "hang"])
+def test_readers_do_not_depend_on_a_push(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What a push does not bring, or not soon, is asked for like everything else."""
+    monkeypatch.setattr("torpor.pager.served._EXPECT_S", 0.05)
+    entries = put_pack(world.store, 7, {number: content_of("memory", number) for number in (2, 7)})
+    file, node = world.targets["memory"]
+    file = file_of(entries, file.size_bytes, store=world.store, fetcher=file.fetcher)
+    world.targets["memory"] = (file, node)
+    gate = Gate()
+    fault = gate.fault(KEY, times=None)
+    world.store.inject(fault if kind == "hang" else Fault("get_range", "flip", key=KEY, times=None))
+    pusher = world.pusher()
+    pusher.go()
+    if kind == "hang":
+        gate.wait()
+    assert b"".join(file.read(2 * WINDOW_BYTES, WINDOW_BYTES)) == content_of("memory", 2)
+    assert file.counters.store == 1
+    gate.open()
+    assert pusher.wait(60)
+    assert b"".join(file.read(7 * WINDOW_BYTES, 10)) == content_of("memory", 7)[:10]
