@@ -171,7 +171,9 @@ class Settings:
     transfer: Literal["repository", "whole"] = _row(
         "repository", _parse_transfer, "repository: only what is new, sealed; whole: for comparison"
     )
-    zstd_level: int = _row(3, _parse_level, "compression of chunks, 1 to 19")
+    zstd_level: int = _row(
+        3, _parse_level, "compression of chunks, 1 to 19; from 3 on working sets are densest"
+    )
     lazy: bool = _row(
         True,
         _parse_yes_no,

@@ -162,7 +162,7 @@ def forge(exchange: Exchange, **changes: Any) -> str:  # noqa: ANN401
         ({"file": "../etc/passwd"}, "a segment of the file"),
         ({"windows": b""}, "a segment of 0"),
         ({"windows": b"\x01\x00\x00"}, "a segment of"),
-        ({"windows": bytes(4 * (SEGMENT_WINDOWS + 1))}, "a segment of 65"),
+        ({"windows": bytes(4 * (SEGMENT_WINDOWS + 1))}, "a segment of 129"),
         ({"offset": -1}, "behind the object's end"),
         ({"offset": 1 << 40}, "behind the object's end"),
         ({"length": 0}, "behind the object's end"),

@@ -144,7 +144,7 @@ def test_order_and_requests(world: World) -> None:
     asked = sorted((offset, length) for key, offset, length in world.store.asked if key == KEY)
     assert asked[0][0] == len(HEADER) + 500
     assert asked[0][1] <= 256 << 10
-    assert all(length <= (1 << 20) + (64 << 10) for _, length in asked)
+    assert all(length <= (2 << 20) + (64 << 10) for _, length in asked)
     assert [begin + length for begin, length in asked] == [
         *(begin for begin, _ in asked[1:]),
         len(world.data),

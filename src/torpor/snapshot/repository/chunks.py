@@ -16,6 +16,20 @@ OVERHEAD_BYTES: Final = 1 + 12 + 16
 LONGEST_BYTES: Final = WINDOW_BYTES + OVERHEAD_BYTES
 
 _ZSTD: Final = 1
+_DENSE: Final = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_BTOPT,
+    min_match=3,
+    search_log=3,
+    target_length=32,
+    window_log=21,
+    chain_log=19,
+    hash_log=19,
+)
+"""Matches of 3 bytes, which levels below 16 do not look for, are most of what memory has more.
+
+Of ledger's 33 MB in segments of 128 windows level 9 makes 9.55 MB in 0.7 s of CPU, level 12 9.51 in
+1.5 s, level 17 8.99 in 8 s, and this 8.97 in 5 s.
+"""
 
 _local = threading.local()
 
@@ -23,6 +37,14 @@ _local = threading.local()
 def encode(data: bytes, *, level: int) -> bytes:
     """One byte that says how, then the content: zstd at `level`, or as it is when not smaller."""
     return _smaller(data, _compressor(level).compress(data))
+
+
+def encode_dense(data: bytes) -> bytes:
+    """`encode` for what is written once and read often: smaller, some 7 MB a second and thread."""
+    known: zstandard.ZstdCompressor | None = getattr(_local, "dense", None)
+    if known is None:
+        known = _local.dense = zstandard.ZstdCompressor(compression_params=_DENSE)
+    return _smaller(data, known.compress(data))
 
 
 def encode_all(contents: list[bytes], *, level: int) -> list[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from torpor.errors import DataError, ObjectMissing
 from torpor.host.barrier import reach
@@ -51,12 +51,6 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.repository import Repository
     from torpor.snapshot.transfer import Progress
     from torpor.units import Digest
-
-_SEGMENT_LEVEL: Final = 9
-"""A working set is compressed once and fetched at every wake: it is worth more time.
-
-Of hello's 30 MB, level 3 makes 9.36 MB in 0.1 s of CPU, 9 makes 8.83 in 0.4 s, 15 8.77 in 1.9 s.
-"""
 
 
 @dataclass(frozen=True)
@@ -268,7 +262,7 @@ class _Pusher:
         images = {"image": self._images[local.manifest.image]}
         if function is not None:
             images["app"] = self._images[function.app]
-        wake.add_working_set(local, images, level=max(_SEGMENT_LEVEL, self.options.level))
+        wake.add_working_set(local, images, level=self.options.level)
         return wake.finish()
 
     def _put_wake(self, link: WakeLink, data: bytes) -> WakeLink:

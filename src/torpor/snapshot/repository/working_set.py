@@ -8,12 +8,13 @@ each by itself: a working set is a copy in the order of its use.
 from __future__ import annotations
 
 import array
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged
 from torpor.host.threads import map_ordered
-from torpor.snapshot.repository.chunks import decode, encode
+from torpor.snapshot.repository.chunks import decode, encode, encode_dense
 from torpor.snapshot.repository.records import SegmentRecord, hash_bytes
 from torpor.snapshot.windows import WINDOW_BYTES, count_windows, window_length
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.domain import Domain
     from torpor.snapshot.windows import Touched
 
-SEGMENT_WINDOWS: Final = 64
+SEGMENT_WINDOWS: Final = 128
 FILES: Final = ("memory", "image", "app")
 _GROUP_WINDOWS: Final = 2048
-_WORKERS: Final = 2
+_DENSE_LEVEL: Final = 3
 _HEADER: Final = b"TORPOR-SEGMENT-1"
 
 
@@ -42,17 +43,21 @@ def seal_segments(
     """The segments of a working set and their sealed bytes, for the wake object `key`.
 
     `read` gives the content of a file's window, in any thread. `origin` is the offset of the first
-    segment.
+    segment. They are compressed at `level` when that is below 3, which is quick, else as densely as
+    pays: they are sealed once and fetched at every wake.
     """
 
     def work(part: tuple[str, Sequence[int]]) -> bytes:
         file, windows = part
         content = b"".join(read(file, window) for window in windows)
-        return domain.seal_record(_HEADER, key, encode(content, level=level))
+        dense = level >= _DENSE_LEVEL
+        encoded = encode_dense(content) if dense else encode(content, level=level)
+        return domain.seal_record(_HEADER, key, encoded)
 
     parts = [(part.file, windows) for part in touched for windows in _cut(part.windows)]
     offset = origin
-    every = map_ordered(work, parts, workers=_WORKERS, ahead=2 * _WORKERS)
+    workers = os.cpu_count() or 1
+    every = map_ordered(work, parts, workers=workers, ahead=2 * workers)
     for (file, windows), sealed in zip(parts, every, strict=True):
         record = SegmentRecord(
             file=file,
