@@ -53,7 +53,7 @@ def create(
     """Snapshot a running instance, which runs on.
 
     With --trial it is then woken twice, each time asked for GET /, whatever that answers. Which
-    windows both touched is kept beside it and pushed with it, so that it wakes from a store as fast
+    windows that touched is kept beside it and pushed with it, so that it wakes from a store as fast
     as a deployed function. The clones are thrown away, with what the request changed in them.
 
     Example: torpor snapshot create ledger-3f8a0c11 --name before-upgrade --trial

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import HostUnfit
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.node.parts import log
-from torpor.pager.trial import common
+from torpor.pager.trial import merge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ class Trials:
         self._paging = paging
 
     async def run(self, snapshot: LocalSnapshot, use: Use) -> tuple[Touched, ...] | None:
-        """Wake a snapshot twice, `use` each instance, keep which windows both touched, in order.
+        """Wake a snapshot twice, `use` each instance, keep which windows they touched, in order.
 
         The trials' files come from a cold mount; without FUSE they are the snapshot's own, it is
         woken once and nothing is learnt: None. The caller holds the files lock. Raises what
@@ -47,7 +47,7 @@ class Trials:
             log.warning("no working set is recorded: %s", error)
             await self._wake_once(snapshot, None, use)
             return None
-        touched = common(trials)
+        touched = merge(trials)
         await in_thread(snapshot.record_working_set, touched)
         return touched
 

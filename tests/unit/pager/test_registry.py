@@ -13,7 +13,7 @@ from torpor.errors import NoSpace
 from torpor.pager.logs import BoundedLog
 from torpor.pager.registry import Entry, Registry
 from torpor.pager.source import Source
-from torpor.pager.trial import common
+from torpor.pager.trial import merge
 from torpor.snapshot.repository.records import ImageLink, Link
 from torpor.snapshot.windows import Touched
 from torpor.units import Digest
@@ -104,12 +104,22 @@ def test_what_all_trials_touched() -> None:
     """Windows of every trial, in the order of the first, file by file."""
     first = touched(memory=(9, 2, 5, 7), image=(1, 0), app=(3,))
     second = touched(app=(), image=(0, 1, 2), memory=(7, 5, 1, 9))
-    assert common([first, second]) == touched(memory=(9, 5, 7), image=(1, 0), app=())
-    assert common([first]) == first
-    assert common([first, touched(memory=(2,))]) == touched(memory=(2,), image=(), app=())
-    assert common([first, second, touched(memory=(9, 7))]) == touched(
+    assert merge([first, second]) == touched(memory=(9, 5, 7), image=(1, 0), app=())
+    assert merge([first]) == first
+    assert merge([first, touched(memory=(2,))]) == touched(memory=(2,), image=(), app=())
+    assert merge([first, second, touched(memory=(9, 7))]) == touched(
         memory=(9, 7), image=(), app=()
     )
+
+
+def test_what_one_trial_touched() -> None:
+    """It comes last, in the order of its touch, and is little beside what all touched."""
+    both = tuple(range(100, 148))
+    first = touched(memory=(7, *both, 5))
+    second = touched(memory=(900, *reversed(both)))
+    assert merge([first, second]) == touched(memory=(*both, 7, 5, 900))
+    many = touched(memory=(*both, *range(500, 900)))
+    assert merge([first, many]) == touched(memory=(*both, 7, 5, 500))
 
 
 def test_the_log_stays_short(tmp_path: Path) -> None:
