@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.bench.report import Report
+    from torpor.bench.transfer import Way
     from torpor.config import Settings
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
@@ -74,7 +75,8 @@ async def add_remote_round(report: Report, remote: Remote, base: Settings) -> No
     """One sample of each way to wake on a node that has nothing."""
     await _lazy(report, remote, base, "remote_cold", push=True)
     await _lazy(report, remote, base, "no_working_set", push=False)
-    await _whole(report, remote, base)
+    await _whole(report, remote, base, "whole_file", "zeros")
+    await _whole(report, remote, base, "whole_sparse", "whole")
 
 
 async def _lazy(report: Report, remote: Remote, base: Settings, name: str, *, push: bool) -> None:
@@ -113,11 +115,11 @@ def _count(report: Report, name: str, counters: dict[str, Any]) -> None:
     report.add("pager peak", counters["peak_bytes"], "bytes")
 
 
-async def _whole(report: Report, remote: Remote, base: Settings) -> None:
+async def _whole(report: Report, remote: Remote, base: Settings, name: str, way: Way) -> None:
     """Whole files: everything comes first, then the guest runs from the node's own files."""
     home = remote.directory / "whole"
     try:
-        job = Job(remote.target, Pull(str(home), _REF), "whole")
+        job = Job(remote.target, Pull(str(home), _REF), way)
         outcome = await in_thread(perform, job, namespace=remote.link.node_side)
         settings = dataclasses.replace(remote.settings(base, home), transfer="whole", lazy=False)
         async with Node.open(settings, collect=False) as node:
@@ -126,7 +128,7 @@ async def _whole(report: Report, remote: Remote, base: Settings) -> None:
             instance = await node.instances.restore(named.snapshot)
             try:
                 await _first(node, remote, instance.address)
-                report.add("whole_file", outcome.duration_s + time.perf_counter() - began, "s")
+                report.add(name, outcome.duration_s + time.perf_counter() - began, "s")
             finally:
                 await node.instances.destroy(instance.id, vmm=instance.vmm)
     finally:

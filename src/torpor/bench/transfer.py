@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 
-Way = Literal["repository", "whole"]
-WAYS: Final[tuple[Way, ...]] = ("repository", "whole")
+Way = Literal["repository", "whole", "zeros"]
+"""As torpor does; as whole files without their holes; as whole files, memory's zeros too."""
+WAYS: Final[tuple[Way, ...]] = ("repository", "whole", "zeros")
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -158,8 +159,15 @@ def _push(store: Store, settings: Settings, task: Push, way: Way) -> TransferRep
     snapshots = LocalSnapshots(Path(task.snapshots))
     snapshot = snapshots.get(task.digest)
     images = {Digest(digest): Path(path) for digest, path in task.images.items()}
-    if way == "whole":
-        return whole.push(store, snapshot, ref=task.ref, images=images, progress=_Quiet())
+    if way != "repository":
+        return whole.push(
+            store,
+            snapshot,
+            ref=task.ref,
+            images=images,
+            progress=_Quiet(),
+            zeros=way == "zeros",
+        )
     return push(
         _repository(store, settings),
         snapshot,
@@ -173,7 +181,7 @@ def _push(store: Store, settings: Settings, task: Push, way: Way) -> TransferRep
 def _pull(store: Store, settings: Settings, task: Pull, way: Way) -> TransferReport:
     home = Path(task.home)
     snapshots, images = LocalSnapshots(home / "snapshots"), ImageLibrary(home / "images")
-    if way == "whole":
+    if way != "repository":
         return whole.pull(
             store,
             task.ref,
@@ -181,6 +189,7 @@ def _pull(store: Store, settings: Settings, task: Pull, way: Way) -> TransferRep
             adopt_image=images.adopt,
             has_image=images.has,
             progress=_Quiet(),
+            zeros=way == "zeros",
         )[2]
     here = Here(snapshots, images.has, images.adopt)
     return pull(_repository(store, settings), task.ref, here=here, progress=_Quiet())[2]

@@ -5,6 +5,7 @@ Nothing of it is encrypted. Its objects are below `whole/`, beside a repository'
     whole/refs/<name>                    {"snapshot": digest, "updated_ns": n}, alone mutable
     whole/snapshots/<digest>/manifest    as on the node
     whole/snapshots/<digest>/memory      the bytes of the manifest's extents, one after the other
+    whole/snapshots/<digest>/memory-all  instead of that: the file as it is, zeros too
     whole/snapshots/<digest>/disk        likewise
     whole/snapshots/<digest>/vmstate     as on the node
     whole/images/<digest>                image or app, without the zeros at its end
@@ -56,6 +57,7 @@ _REF_LIMIT: Final = 4096
 _MANIFEST_LIMIT: Final = 64 * 1024 * 1024
 _IMAGE_LIMIT: Final = 64 * 1024**3
 _PARALLEL: Final = 4
+_ALL_MEMORY: Final = "memory-all"
 
 
 class _Ref(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,11 +72,13 @@ def push(
     ref: str,
     images: Mapping[Digest, Path],
     progress: Progress,
+    zeros: bool = False,
 ) -> TransferReport:
     """Send a snapshot and its images, then point `ref` to it. What is there is not sent again.
 
-    Cut off half-way it leaves objects that no ref names; repeating it completes them. Raises
-    Conflict when somebody else moved the ref meanwhile, StoreError.
+    With `zeros` memory is sent as it is, as tools do that know a memory file only. Cut off half-way
+    it leaves objects that no ref names; repeating it completes them. Raises Conflict when somebody
+    else moved the ref meanwhile, StoreError.
     """
     key = _ref_key(ref)
     report = TransferReport(snapshot.digest)
@@ -86,7 +90,8 @@ def push(
     _send(store, f"{where}/disk", snapshot.disk, manifest.disk.extents, report, progress)
     whole = [(0, manifest.vmstate.size_bytes)]
     _send(store, f"{where}/vmstate", snapshot.vmstate, whole, report, progress)
-    _send(store, f"{where}/memory", snapshot.memory, manifest.memory.extents, report, progress)
+    name, extents = _memory(manifest, zeros=zeros)
+    _send(store, f"{where}/{name}", snapshot.memory, extents, report, progress)
     encoded = encode_manifest(manifest)
     store.put(f"{where}/manifest", encoded)
     report.objects[f"{where}/manifest"] = len(encoded)
@@ -103,10 +108,12 @@ def pull(
     adopt_image: Callable[[Path, Digest], None],
     has_image: Callable[[str], bool],
     progress: Progress,
+    zeros: bool = False,
 ) -> tuple[Digest, Manifest, TransferReport]:
     """Fetch a snapshot by ref or digest with the images that this node lacks.
 
-    Everything is verified before it appears on the node; nothing is left of a pull that fails.
+    Everything is verified before it appears on the node, but for memory that was sent with
+    `zeros`, of which no digest is known; nothing is left of a pull that fails.
     Raises NotFound for an unknown ref, Damaged naming the object, NoSpace, Incompatible.
     """
     began = time.perf_counter()
@@ -119,7 +126,7 @@ def pull(
     wanted = [manifest.image, *([manifest.function.app] if manifest.function else [])]
     with snapshots.stage() as staging:
         _check_space(staging, manifest)
-        jobs = _file_jobs(store, manifest, where, staging, report, progress)
+        jobs = _file_jobs(store, manifest, where, staging, report, progress, zeros=zeros)
         missing = [image for image in wanted if not has_image(image)]
         for image in missing:
             jobs.append(_image_job(store, image, staging, adopt_image, report, progress))
@@ -136,22 +143,31 @@ def _file_jobs(
     staging: Staging,
     report: TransferReport,
     progress: Progress,
+    *,
+    zeros: bool,
 ) -> list[Callable[[], None]]:
     whole = ((0, manifest.vmstate.size_bytes),)
     files = (
-        ("memory", staging.memory, manifest.memory, manifest.memory.extents),
-        ("disk", staging.disk, manifest.disk, manifest.disk.extents),
-        ("vmstate", staging.vmstate, manifest.vmstate, whole),
+        (*_memory(manifest, zeros=zeros), staging.memory, manifest.memory),
+        ("disk", manifest.disk.extents, staging.disk, manifest.disk),
+        ("vmstate", whole, staging.vmstate, manifest.vmstate),
     )
 
-    def job(name: str, path: Path, file: SparseFile | PlainFile, extents: _Extents) -> None:
-        size, digest = file.size_bytes, file.digest
+    def job(name: str, extents: _Extents, path: Path, file: SparseFile | PlainFile) -> None:
+        size, digest = file.size_bytes, None if name == _ALL_MEMORY else file.digest
         _receive(store, f"{where}/{name}", path, size, extents, digest, report, progress)
 
     return [functools.partial(job, *file) for file in files]
 
 
 _Extents = tuple[tuple[int, int], ...]
+
+
+def _memory(manifest: Manifest, *, zeros: bool) -> tuple[str, _Extents]:
+    """Under which name memory is sent, and which parts of it."""
+    if zeros:
+        return _ALL_MEMORY, ((0, manifest.memory.size_bytes),)
+    return "memory", manifest.memory.extents
 
 
 def _image_job(

@@ -74,12 +74,15 @@ class Nodes:
             )
         return self.a.get(digest)
 
-    def push(self) -> int:
+    def push(self, *, zeros: bool = False) -> int:
         """Push from A; the bytes that moved."""
-        report = push(self.store, self.snapshot, ref="f", images=self.images, progress=Quiet())
+        images = self.images
+        report = push(
+            self.store, self.snapshot, ref="f", images=images, progress=Quiet(), zeros=zeros
+        )
         return report.moved_bytes
 
-    def pull(self, reference: str = "f") -> LocalSnapshot:
+    def pull(self, reference: str = "f", *, zeros: bool = False) -> LocalSnapshot:
         """Pull on B."""
         digest, _, _ = pull(
             self.store,
@@ -88,6 +91,7 @@ class Nodes:
             adopt_image=self._adopt,
             has_image=self.adopted.__contains__,
             progress=Quiet(),
+            zeros=zeros,
         )
         return self.b.get(digest)
 
@@ -119,6 +123,14 @@ def test_arrives_as_it_was(nodes: Nodes) -> None:
     assert tuple(extents) == pulled.manifest.memory.extents
     assert pulled.memory.stat().st_blocks * 512 <= 5 * 4096
     assert nodes.adopted == {digest: path.read_bytes() for digest, path in nodes.images.items()}
+    nodes.b.verify(pulled.digest)
+
+
+def test_with_its_zeros(nodes: Nodes) -> None:
+    """Every byte of the memory file travels when that is asked for."""
+    assert nodes.push(zeros=True) > MEMORY
+    pulled = nodes.pull(zeros=True)
+    assert pulled.memory.read_bytes() == nodes.snapshot.memory.read_bytes()
     nodes.b.verify(pulled.digest)
 
 
