@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _REQUEST_BYTES: Final = 1 << 20
 _FIRST_REQUEST_BYTES: Final = 256 << 10
-_WORKERS: Final = 4
+_WORKERS: Final = 8
 _BATCHES_AT_ONCE: Final = 16
 _PATIENCE_S: Final = 5.0
 
@@ -131,7 +131,7 @@ class Pusher:
     def _run(self) -> None:
         try:
             batches = _batches(self._wake.segments)
-            for _ in map_ordered(self._push, batches, workers=_WORKERS, ahead=_WORKERS):
+            for _ in map_ordered(self._push, batches, workers=_WORKERS, ahead=4 * _WORKERS):
                 if self._stop.is_set():
                     break
         except TorporError as error:  # demand reads get what the push did not bring
