@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Damaged, TorporError
+from torpor.host.fuse.protocol import MAX_READ_BYTES
 from torpor.host.threads import map_ordered
 from torpor.pager.expected import Arrival
 from torpor.snapshot.repository.records import damaged
@@ -255,13 +256,17 @@ def _joins(batch: list[SegmentRecord], record: SegmentRecord, limit: int) -> boo
 def _runs(
     windows: Sequence[int], content: memoryview, size_bytes: int
 ) -> Iterator[tuple[int, memoryview]]:
-    """The content cut where the windows do not follow each other: (first window, bytes)."""
+    """The content cut where windows do not follow each other, and before a store's most bytes.
+
+    Each piece is its first window and its bytes.
+    """
     begin = position = 0
     first = windows[0]
     for number, window in enumerate(windows):
-        if window != first + (number - begin):
+        length = window_length(window, size_bytes)
+        if window != first + (number - begin) or position + length > MAX_READ_BYTES:
             yield first, content[:position]
             content = content[position:]
             begin, position, first = number, 0, window
-        position += window_length(window, size_bytes)
+        position += length
     yield first, content[:position]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.paged import DOMAIN, Gate, Ranges, file_of, put_pack, window
+from torpor.host.fuse.answers import encode_store
 from torpor.host.fuse.files import Tree
 from torpor.pager.kept import KeptCopies
 from torpor.pager.pushing import Pusher, Room, WakeData
@@ -53,6 +54,7 @@ class PageCache:
 
     def store(self, node: Node, offset: int, data: memoryview) -> None:
         """See Server."""
+        encode_store(node, offset, [data])
         if node.name in self._unknown:
             raise FileNotFoundError
         if self.gone:
