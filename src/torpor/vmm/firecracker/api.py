@@ -28,6 +28,10 @@ _LARGEST_BODY: Final = 1 << 20
 _NO_SPACE: Final = "No space left on device"
 
 
+class ConnectionLost(VmmFailed):
+    """There was no answer, or not all of one: the process may be ending."""
+
+
 @dataclass(frozen=True)
 class Head:
     """The beginning of an answer: status and how many bytes follow."""
@@ -87,8 +91,8 @@ class Api:
     async def ask(self, request: Request) -> Any:  # noqa: ANN401
         """Send one request and return what it answered.
 
-        Raises VmmFailed when Firecracker refuses, with its words, or cannot be reached, NoSpace,
-        DeadlineExceeded.
+        Raises VmmFailed when Firecracker refuses, with its words, ConnectionLost when it cannot be
+        reached, NoSpace, DeadlineExceeded.
         """
         try:
             # not asyncio.wait_for: Python 3.11's loses a cancellation that meets the answer
@@ -99,7 +103,7 @@ class Api:
                 f"Firecracker did not answer {request.name} within {_ANSWER_TIMEOUT_S:.0f} s"
             ) from None
         except (OSError, EOFError, asyncio.LimitOverrunError) as error:
-            raise VmmFailed(
+            raise ConnectionLost(
                 f"lost the connection to Firecracker at {request.name}",
                 reason=str(error) or type(error).__name__,
             ) from None

@@ -24,7 +24,7 @@ from torpor.host.cancel import in_thread
 from torpor.host.seccomp import refuse_huge_pages
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.firecracker import requests
-from torpor.vmm.firecracker.api import Api
+from torpor.vmm.firecracker.api import Api, ConnectionLost
 from torpor.vmm.firecracker.jail import Jail, move_out
 from torpor.vmm.firecracker.jailer import LockedJail, find_jailer
 from torpor.vmm.firecracker.memory import copy_diff, maps_file
@@ -248,9 +248,8 @@ class FirecrackerVmm(Vmm):
     async def _ask(self, request: Request) -> Any:  # noqa: ANN401
         try:
             return await self._api.ask(request)
-        except VmmFailed as error:
-            assert self._process is not None
-            if self._api.listens() or not await in_thread(self._ends):
+        except ConnectionLost as error:
+            if not await in_thread(self._ends):
                 raise
             words = self.last_words()
             if words in error.reason or error.reason in words:
@@ -258,7 +257,7 @@ class FirecrackerVmm(Vmm):
             raise VmmFailed(error.message, reason=f"{error.reason}\n{words}") from None
 
     def _ends(self) -> bool:
-        """Whether the process has ended; one that ends closes its sockets first."""
+        """Whether the process ends; one that does closes its connections before that, in any order."""
         assert self._process is not None
         return self._process.wait(timeout_s=_END_TIMEOUT_S)
 
