@@ -4,8 +4,10 @@ SHELL := /bin/bash
 PYTEST := .venv/bin/pytest
 
 # Tests that change the host - namespaces, links, mounts, VMs - run one after the other; the others in
-# two processes. `slow` ones are for `make test` alone.
+# two processes. `slow` ones are for `make test` alone. Those of level 1 are in VMs of their own: they
+# run beside the serial ones, one VM at a time and with what these leave of the processors.
 SERIAL := host or vm or chaos or kvm
+KVM_LOG := .pytest-kvm.log
 PARALLEL := $(PYTEST) -n 2 --dist worksteal
 
 .PHONY: help setup setup-test demo test test-kvm test-fast lint format settings lock bench wheel clean
@@ -23,10 +25,13 @@ setup-test: setup ## what the tests need beyond that: a real MinIO, a level-1 VM
 demo: setup ## show the main job on two nodes
 	@.venv/bin/torpor demo
 
-test: setup-test ## all tests; the second half runs too when the first one fails
+test: setup-test ## all tests; the later ones run too when earlier ones fail
 	@status=0; \
 	$(PARALLEL) -m "not ($(SERIAL))" tests || status=$$?; \
-	$(PYTEST) -m "$(SERIAL)" tests || status=$$?; \
+	TORPOR_TEST_RIGS=1 nice $(PYTEST) tests/kvm >$(KVM_LOG) 2>&1 & kvm=$$!; \
+	trap 'kill $$kvm' INT TERM; \
+	$(PYTEST) -m "($(SERIAL)) and not kvm" tests || status=$$?; \
+	wait $$kvm || status=$$?; cat $(KVM_LOG); \
 	exit $$status
 
 test-kvm: setup-test ## tests under real KVM, in a level-1 VM
@@ -56,4 +61,4 @@ wheel: setup ## build dist/torpor-*.whl; `scripts/make-venv --into DIRECTORY` in
 	@ls dist/*.whl
 
 clean: ## remove what was built in the tree
-	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(KVM_LOG) .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,7 @@
-"""The level-1 VMs of one pytest session: a group of tests each, as many at once as processors."""
+"""The level-1 VMs of one pytest session: a group of tests each.
+
+As many run at once as there are processors, or as TORPOR_TEST_RIGS says.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ class KvmSession:
 
     def __init__(self, groups: Mapping[Group, Sequence[str]]) -> None:
         self._images = make_images()
-        self._places = threading.Semaphore(os.cpu_count() or 1)
+        self._places = threading.Semaphore(
+            int(os.environ.get("TORPOR_TEST_RIGS") or os.cpu_count() or 1)
+        )
         self._closing = threading.Event()
         self._results = {group: Results() for group in groups}
         self._threads = [
