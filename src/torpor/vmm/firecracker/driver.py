@@ -257,7 +257,7 @@ class FirecrackerVmm(Vmm):
             raise VmmFailed(error.message, reason=f"{error.reason}\n{words}") from None
 
     def _ends(self) -> bool:
-        """Whether the process ends; one that does closes its connections before that, in any order."""
+        """Whether the process ends; one that does closes its connections first."""
         assert self._process is not None
         return self._process.wait(timeout_s=_END_TIMEOUT_S)
 
