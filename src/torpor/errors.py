@@ -123,6 +123,11 @@ class NoSpace(OutsideError):
     exit_code = 12
     http_status = 507
 
+    def __init__(
+        self, message: str, *, reason: str = "", hint: str = "free some space and try again"
+    ) -> None:
+        super().__init__(message, reason=reason, hint=hint)
+
 
 class ProgramFailed(OutsideError):
     """A child process exited with an error."""

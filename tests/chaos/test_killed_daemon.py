@@ -6,25 +6,21 @@ not at all; journal, processes, files and slots agree.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import signal
 import urllib.request
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
-import msgspec
 import pytest
 
 from fixtures.commands import journal_of, wait_until
 from fixtures.daemons import DaemonProcess
 from fixtures.nodes import EXAMPLES
+from fixtures.victims import Victim, ask, snapshots_of
 from torpor.errors import Conflict, HostUnfit
-from torpor.host.process import find_processes_in
-from torpor.net.registry import SlotRecord
 from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
 
@@ -35,90 +31,6 @@ if TYPE_CHECKING:
     from torpor.config import Settings
 
 pytestmark = [pytest.mark.vm, pytest.mark.chaos]
-
-
-@dataclass
-class Victim:
-    """A daemon that dies at named places, and an instance that it has acknowledged."""
-
-    settings: Settings
-    served: DaemonProcess
-    barrier: Path
-    kept: str = ""
-    address: str = ""
-
-    @contextlib.contextmanager
-    def killed_at(self, place: str) -> Iterator[None]:
-        """The daemon dies at that place during the body; after it the next one answers."""
-        self.barrier.write_text(place)
-        yield
-        assert self.served.process is not None
-        assert self.served.process.wait(timeout=60) == -signal.SIGKILL, self.served.said()
-        assert not self.barrier.exists(), f"{place} was never reached"
-        self.served.start()
-
-    def post(self, path: str, body: object, key: str) -> httpx.Response:
-        """A request under an idempotency key."""
-        transport = httpx.HTTPTransport(uds=str(self.served.socket))
-        with httpx.Client(transport=transport, base_url="http://torpor", timeout=120) as http:
-            return http.post(path, json=body, headers={"Idempotency-Key": key})
-
-    def keep(self) -> None:
-        """Wake a ledger and write a row, which the tests must find again."""
-        with self.served.client() as client:
-            restored = client.restore("ledger")
-        self.kept, self.address = restored.instance, restored.address
-        request = urllib.request.Request(f"http://{self.address}/", data=b'{"amount": 7}')
-        request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert answer.status == 201
-
-    def check(self) -> set[str]:
-        """Everything agrees, and what was acknowledged answers; the other instances' ids."""
-        if self.kept:
-            assert ask(self.address)["count"] == 1
-        with self.served.client() as client:
-            views = client.instances()
-        rows = journal_of(self.settings).instances()
-        assert {row.id for row in rows} == {view.id for view in views}
-        home = self.settings.home
-        assert all(row.state == "running" and row.vmm and row.vmm.is_alive() for row in rows)
-        assert all(row.capturer is None for row in rows)
-        assert {path.name for path in (home / "instances").iterdir()} == {row.id for row in rows}
-        pids = {process.pid for process in find_processes_in(home / "instances")}
-        assert pids == {row.vmm.pid for row in rows if row.vmm}
-        assert slots_of(self.settings) == {row.id: row.slot for row in rows}
-        assert not list((home / "snapshots").glob(".*"))
-        return {row.id for row in rows} - {self.kept}
-
-    def end(self, instance_ids: set[str]) -> None:
-        """Stop instances."""
-        if instance_ids:
-            with self.served.client() as client:
-                client.stop(sorted(instance_ids))
-
-
-def ask(address: str) -> dict[str, Any]:
-    """What a function answers."""
-    with urllib.request.urlopen(f"http://{address}/", timeout=60) as answer:
-        return dict(json.loads(answer.read()))
-
-
-def snapshots_of(victim: Victim) -> set[tuple[str, tuple[str, ...]]]:
-    """All snapshots on the node with their names."""
-    with victim.served.client() as client:
-        return {(one.snapshot, one.names) for one in client.snapshots()}
-
-
-def slots_of(settings: Settings) -> dict[str, int]:
-    """Instance -> slot, of this home."""
-    found = {}
-    for path in (settings.runtime_dir / "slots").glob("*.json"):
-        with contextlib.suppress(FileNotFoundError):
-            record = msgspec.json.decode(path.read_bytes(), type=SlotRecord)
-            if record.home == str(settings.home) and record.state != "free":
-                found[record.instance] = record.slot
-    return found
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from torpor.api.problems import MEDIA_TYPE, Problem, bug_of, problem_of
 from torpor.api.routes import router
 from torpor.api.schemas import describe
 from torpor.api.state import State
-from torpor.errors import InvalidInput, NotFound, TorporError
+from torpor.errors import InvalidInput, NoSpace, NotFound, TorporError
 from torpor.host.cancel import in_thread
+from torpor.host.space import no_space_of
 
 log = logging.getLogger("torpor.api")
 
@@ -41,6 +42,7 @@ def create_app(state: State, metrics: Metrics) -> FastAPI:
     app.add_exception_handler(TorporError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_refused)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_bug)
     return app
 
@@ -71,6 +73,13 @@ async def _on_refused(request: Request, error: Exception) -> Response:
     kind = NotFound if error.status_code == 404 else InvalidInput
     said = kind(f"{request.method} {request.url.path}: {error.detail}")
     return _answer(problem_of(said, status=error.status_code), headers=error.headers)
+
+
+async def _on_os_error(request: Request, error: Exception) -> Response:
+    told = no_space_of(error)
+    if isinstance(told, NoSpace):
+        return await _on_error(request, told)
+    raise error
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -23,15 +23,19 @@ from torpor.errors import Conflict, InvalidInput, TorporError
 from torpor.host.cancel import in_thread
 from torpor.host.lock import exclusive
 from torpor.host.process import reap_spawned
+from torpor.host.space import is_full
+from torpor.node.collect import collect
+from torpor.node.events import Event
 from torpor.node.journal_rows import InstanceRow
 from torpor.node.node import Node
-from torpor.node.reconcile import reconcile
+from torpor.node.reconcile import reconcile, revive
 from torpor.node.uploads import Uploader
 from torpor.vmm.interface import finish
 
 log = logging.getLogger("torpor.daemon")
 
 _WATCH_S: Final = 2.0
+_LITTLE_BYTES: Final = 16 * 1024**2
 
 
 class Invocations(Protocol):
@@ -57,17 +61,22 @@ class Daemon:
     def __init__(self, node: Node, gateway: Invocations | None) -> None:
         self._node, self._gateway = node, gateway
         self._settings = node.parts.settings
-        self.state = State(node, Once(node.parts.journal), gateway=self._gateway_address)
+        once = Once(node.parts.journal)
+        self.state = State(node, once, gateway=self._gateway_address)
         self._metrics = Metrics(node, lambda: None if gateway is None else gateway.stats())
         self._listeners: list[Listener] = []
         self._background: list[asyncio.Task[None]] = []
         self._hurried = asyncio.Event()
         self._drained = False
+        self._was_full = True  # perhaps, while no daemon was here
+        self._collects = False
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(
-        cls, settings: Settings, make_gateway: Callable[[Node], Invocations | None]
+        cls,
+        settings: Settings,
+        make_gateway: Callable[[Node], Invocations | None],
     ) -> AsyncIterator[Daemon]:
         """A daemon that serves during the body; `drain` it before the body ends.
 
@@ -89,7 +98,7 @@ class Daemon:
                         f"another daemon has the home {settings.home}", reason=error.reason
                     ) from None
                 daemon = cls(node, make_gateway(node))
-                stack.enter_context(node.parts.events.heard(daemon._metrics.hear))
+                stack.enter_context(node.parts.events.heard(daemon._hear))
                 try:
                     await daemon._start()
                     yield daemon
@@ -161,11 +170,29 @@ class Daemon:
         while True:
             await asyncio.sleep(_WATCH_S)
             try:
-                await in_thread(self._node.paging.clear_dead)
-                await reconcile(self._node.parts, self._node.instances, self._node.paging)
+                await self._look_after()
             except TorporError as error:
                 log.error("the node could not be looked after error=%s", error)
+            except Exception:  # ours: what dies from now on must go all the same
+                log.exception("the node could not be looked after")
             await in_thread(reap_spawned)
+
+    async def _look_after(self) -> None:
+        node, home = self._node, self._settings.home
+        await in_thread(node.paging.clear_dead)
+        await reconcile(node.parts, node.instances, node.paging)
+        if self._was_full and not is_full(home):
+            await revive(node.parts, node.instances)
+        self._was_full = is_full(home, below_bytes=_LITTLE_BYTES)
+        if self._collects:  # a snapshot that only those instances needed that are gone
+            self._collects = False
+            if await collect(node.parts) is None:
+                self._collects = True
+
+    def _hear(self, event: Event) -> None:
+        self._metrics.hear(event)
+        if event.kind == "instance.removed":
+            self._collects = True
 
     async def _put_all_to_sleep(self) -> None:
         for row in await in_thread(self._node.parts.journal.instances):

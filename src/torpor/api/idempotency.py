@@ -2,18 +2,20 @@
 
 A key is written to the journal before the work begins, and the answer when it is done, before it
 is sent; both are kept for a day. What failed may be tried again under its key. What a daemon was
-killed in is not done again: nobody knows whether it was done.
+killed in is not done again: nobody knows whether it was done. An answer for which the disk has no
+room is kept in memory: what was done is answered all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from torpor.errors import Conflict
+from torpor.errors import Conflict, NoSpace
 from torpor.host.barrier import reach
 from torpor.host.cancel import in_thread
 from torpor.node.tables import Answer, Answers
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from torpor.node.journal import Journal
 
+log = logging.getLogger("torpor.api")
+
 
 class Once:
     """The keys that are being worked on, and those that were. Belongs to one asyncio loop."""
@@ -30,6 +34,7 @@ class Once:
     def __init__(self, journal: Journal) -> None:
         self._answers = Answers(journal)
         self._busy: set[str] = set()
+        self._unwritten: dict[str, Answer] = {}
 
     async def do(
         self, key: str | None, request: str, work: Callable[[], Awaitable[object]]
@@ -42,7 +47,7 @@ class Once:
         if key is None:
             return msgspec.Raw(msgspec.json.encode(await work()))
         with self._claimed(key):
-            known = await in_thread(self._answers.get, key)
+            known = self._unwritten.get(key) or await in_thread(self._answers.get, key)
             if known is not None:
                 if known.request != request:
                     raise Conflict(
@@ -61,12 +66,25 @@ class Once:
             try:
                 body = msgspec.json.encode(await work())
             except BaseException:
-                self._answers.drop(key)
+                self._drop(key)
                 raise
             reach("answer made")
-            self._answers.put(key, Answer(request, 200, body))
+            self._keep(key, Answer(request, 200, body))
             reach("answer kept")
             return msgspec.Raw(body)
+
+    def _keep(self, key: str, answer: Answer) -> None:
+        try:
+            self._answers.put(key, answer)
+        except NoSpace as error:
+            log.warning("an answer is kept in memory only key=%s error=%s", key, error)
+            self._unwritten[key] = answer
+
+    def _drop(self, key: str) -> None:
+        try:
+            self._answers.drop(key)
+        except NoSpace as error:  # what is told is what went wrong before
+            log.warning("a key stays taken key=%s error=%s", key, error)
 
     @contextlib.contextmanager
     def _claimed(self, key: str) -> Iterator[None]:

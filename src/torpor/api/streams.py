@@ -12,7 +12,8 @@ import msgspec
 from starlette.responses import Response
 
 from torpor.api.problems import bug_of, problem_of
-from torpor.errors import TorporError
+from torpor.errors import NoSpace, TorporError
+from torpor.host.space import no_space_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -133,8 +134,11 @@ async def progress_lines(
             log.info("refused error=%s", error)
             yield msgspec.json.encode({"problem": problem_of(error)}) + b"\n"
         except Exception as error:
-            log.exception("internal error")
-            yield msgspec.json.encode({"problem": problem_of(bug_of(error))}) + b"\n"
+            told = no_space_of(error)
+            if not isinstance(told, NoSpace):
+                log.exception("internal error")
+                told = bug_of(error)
+            yield msgspec.json.encode({"problem": problem_of(told)}) + b"\n"
     finally:
         task.cancel()
         while not task.done():

@@ -20,6 +20,7 @@ from torpor.cli.progress import Progress
 from torpor.config import Settings, load_settings
 from torpor.errors import TorporError
 from torpor.host.cancel import in_thread
+from torpor.host.space import no_space_of
 
 if TYPE_CHECKING:
     from torpor.node.node import Node
@@ -189,6 +190,10 @@ def run_async(work: Callable[[], Awaitable[int | None]]) -> None:
     except Exception as error:
         if options.debug:
             traceback.print_exc()
+        told = no_space_of(error)
+        if isinstance(told, TorporError):
+            print_error(told, as_json=options.as_json)
+            raise typer.Exit(told.exit_code) from None
         sys.stderr.write(f"internal error: {type(error).__name__}: {error}\n")
         sys.stderr.write("hint: this is a bug in torpor; --debug shows where, please report it\n")
         code = BUG

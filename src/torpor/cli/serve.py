@@ -101,14 +101,20 @@ def serve(
 
             async with Daemon.running(settings, make_gateway) as daemon:
                 for address in daemon.addresses:
-                    sys.stderr.write(f"API on {address}\n")
+                    _say(f"API on {address}")
                 gateway = daemon.state.gateway()
-                sys.stderr.write(f"invocations on {gateway}\n" if gateway else "no invocations\n")
-                sys.stderr.flush()
+                _say(f"invocations on {gateway}" if gateway else "no invocations")
                 await _until_signal(daemon)
         return 0
 
     run_async(main)
+
+
+def _say(text: str) -> None:
+    """A line on standard error; that may be a file on a full disk, which is no reason to end."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -127,7 +133,7 @@ async def _until_signal(daemon: Daemon) -> None:
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
-        sys.stderr.write("draining; another signal hurries\n")
+        _say("draining; another signal hurries")
     draining = asyncio.ensure_future(daemon.drain())
     while not draining.done():
         try:

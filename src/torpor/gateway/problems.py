@@ -16,6 +16,7 @@ from torpor.errors import (
     Conflict,
     DeadlineExceeded,
     FunctionFailed,
+    NoSpace,
     NotFound,
     OutsideError,
     Overloaded,
@@ -38,7 +39,8 @@ class Problem:
     def of(cls, error: TorporError) -> Problem:
         """What a request is told that could not be answered because of `error`."""
         name = re.sub(r"(?<!^)([A-Z])", r"-\1", type(error).__name__).lower()
-        return cls(_status_of(error), name, error.message, _headers_of(error))
+        detail = "this node's disk is full" if isinstance(error, NoSpace) else error.message
+        return cls(_status_of(error), name, detail, _headers_of(error))
 
     @property
     def title(self) -> str:
@@ -79,6 +81,8 @@ def _status_of(error: TorporError) -> int:
             return 504
         case FunctionFailed():
             return 502
+        case NoSpace():
+            return 507
         case OutsideError() | Conflict():
             return 503
         case _:  # stored data that does not wake, or our own fault

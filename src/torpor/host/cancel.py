@@ -15,6 +15,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from torpor.host.space import no_space_of
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -121,7 +123,7 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 
     When this returns or raises, the work is over: nothing of it goes on behind the caller's back.
     A cancellation that comes together with the result wins: work that makes something must leave
-    it where the caller finds it, not only return it.
+    it where the caller finds it, not only return it. A full disk is raised as NoSpace.
     """
     token = CancelToken()
     reset = _token.set(token)
@@ -135,6 +137,11 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
         token.set()
         await _settle(work)
         raise
+    except OSError as error:
+        told = no_space_of(error)
+        if told is error:
+            raise
+        raise told from error
     finally:
         token.close()
 

@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Conflict
 from torpor.host.cancel import checkpoint, current_token
+from torpor.host.space import no_space_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 _RETRY_S: Final = 0.02
+_NAME_BYTES: Final = 32
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
-    """Hold the lock alone. Raises Conflict when `what` is still taken after `timeout_s`."""
+    """Hold the lock alone.
+
+    Raises Conflict when `what` is still taken after `timeout_s`, NoSpace.
+    """
     with _locked(path, fcntl.LOCK_EX, timeout_s, what):
         yield
 
@@ -35,14 +40,22 @@ def shared(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path, kind: int, timeout_s: float, what: str) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise no_space_of(error, path) from None
     try:
         _take(descriptor, kind, timeout_s, what)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        _sign(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds it, for the error of others; on a full disk that stays unsaid."""
+    with contextlib.suppress(OSError):
+        os.pwrite(descriptor, str(os.getpid()).encode().ljust(_NAME_BYTES), 0)
 
 
 def _take(descriptor: int, kind: int, timeout_s: float, what: str) -> None:
@@ -60,7 +73,7 @@ def _take(descriptor: int, kind: int, timeout_s: float, what: str) -> None:
 
 
 def _conflict(descriptor: int, what: str) -> Conflict:
-    holder = os.pread(descriptor, 32, 0).decode(errors="replace")
+    holder = os.pread(descriptor, _NAME_BYTES, 0).decode(errors="replace").strip()
     return Conflict(
         f"another command is at work on {what}",
         reason=f"process {holder}" if holder else "",

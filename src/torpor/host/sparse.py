@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import blake3
 
-from torpor.errors import NoSpace
 from torpor.host.cancel import checkpoint
+from torpor.host.space import no_space_of
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def copy_sparse(source: Path, target: Path) -> int:
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 target.unlink()
-            raise _no_space(error, target) from error
+            raise no_space_of(error, target) from error
 
 
 def copy_extents(source: Path, target: Path, *, size_bytes: int, extents: Sequence[Extent]) -> None:
@@ -224,7 +224,7 @@ def write_at(target: int, data: bytes, offset: int) -> None:
         try:
             done = os.pwrite(target, view, offset)
         except OSError as error:
-            raise _no_space(error, None) from error
+            raise no_space_of(error) from error
         view, offset = view[done:], offset + done
 
 
@@ -287,10 +287,3 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _no_space(error: BaseException, path: Path | None) -> BaseException:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = f"{path} could not be written" if path else "a file could not be written"
-        return NoSpace(f"the disk is full, {what}", hint="free some space and try again")
-    return error

@@ -7,17 +7,21 @@ manifest - happens after it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from torpor.errors import GuestFailed, NoSpace, VmmFailed
 from torpor.host.barrier import reach
 from torpor.host.cancel import in_thread
+from torpor.host.space import is_full
 from torpor.host.sparse import copy_extents, copy_sparse, write_page_runs
 from torpor.node.timeline import Timeline
 from torpor.vmm.interface import VmmState, finish
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torpor.node.live import Instance
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from torpor.vmm.interface import WrittenMemory
 
 _SYNC_TIMEOUT_S = 60.0
+_LITTLE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ async def capture(
     timeline = Timeline()
     parent = instance.parent
     driver = parts.driver if parent is None else parts.driver_of(parent.manifest)
-    with timeline.step("sync"):
+    with timeline.step("sync"), _telling_full(instance.directory):
         await instance.with_agent(lambda agent: agent.sync(), timeout_s=_SYNC_TIMEOUT_S)
     with parts.snapshots.stage() as staging:
         created_ns = time.time_ns()
@@ -97,13 +102,26 @@ async def _freeze(instance: Instance, staging: Staging, timeline: Timeline) -> W
     with timeline.step("pause"):
         await vmm.pause()
         reach("instance paused")
-    with timeline.step("device state"):
+    with timeline.step("device state"), _telling_full(staging.directory):
         await vmm.save_state(staging.vmstate)
     with timeline.step("written memory"):
         written = await vmm.copy_written_memory(staging.directory / "written")
     with timeline.step("disk"):
         await in_thread(copy_sparse, vmm.config.scratch, staging.disk)
     return written
+
+
+@contextlib.contextmanager
+def _telling_full(directory: Path) -> Iterator[None]:
+    """A VMM or guest that cannot write says only that; whether the disk is full is seen here."""
+    try:
+        yield
+    except (VmmFailed, GuestFailed) as error:
+        if not is_full(directory, below_bytes=_LITTLE_BYTES):
+            raise
+        raise NoSpace(
+            "the disk is full, the instance could not be captured", reason=str(error)
+        ) from None
 
 
 async def _resume_if_paused(instance: Instance) -> None:

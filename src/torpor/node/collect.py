@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from torpor.errors import Conflict, Incompatible
+from torpor.host.cancel import entered_in_thread, in_thread
+from torpor.node.parts import log
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -29,6 +32,21 @@ class Unneeded:
     digest: Digest
     kind: Literal["base", "function", "instance", "app", "damaged"]
     size_bytes: int
+
+
+async def collect(parts: Parts) -> list[Unneeded] | None:
+    """Delete what nothing needs; what was deleted, None if others use snapshots just now."""
+    try:
+        async with entered_in_thread(parts.files_lock(wait_s=0)):
+            if not await in_thread(find_unneeded, parts):
+                return []
+        async with entered_in_thread(parts.files_lock(alone=True, wait_s=0)):
+            return await in_thread(delete_unneeded, parts)
+    except Conflict:
+        return None
+    except Incompatible as error:  # a newer torpor's snapshots are here: it will collect
+        log.warning("nothing was collected error=%s", error)
+        return []
 
 
 def find_unneeded(parts: Parts, *, bases: bool = False) -> list[Unneeded]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torpor.snapshot.local import LocalSnapshot
     from torpor.snapshot.manifest import Function, Machine
     from torpor.units import Digest
+    from torpor.vmm.interface import Driver
 
 T = TypeVar("T")
 
@@ -178,6 +179,23 @@ class Instances:
 
     async def adopt(self, row: InstanceRow) -> Instance:
         """Take over a running instance that another command left running."""
+        making, config, driver, snapshot = await self._parts_of(row)
+        assert row.vmm is not None
+        vmm = await driver.adopt(config, row.vmm)
+        manifest = snapshot.manifest
+        parent = None if row.booted else snapshot
+        return making.become(vmm, manifest.machine, manifest.image, parent)
+
+    async def revive(self, row: InstanceRow) -> bool:
+        """Let a running instance go on that found the disk full; whether it had stood still.
+
+        Raises what `adopt` raises.
+        """
+        _, config, driver, _ = await self._parts_of(row)
+        assert row.vmm is not None
+        return await driver.revive(config, row.vmm)
+
+    async def _parts_of(self, row: InstanceRow) -> tuple[_Making, VmConfig, Driver, LocalSnapshot]:
         snapshot = await in_thread(self._parts.snapshots.get, row.snapshot)
         if row.vmm is None or row.slot is None:
             raise NotFound(f"instance {row.id} is not running")
@@ -190,9 +208,7 @@ class Instances:
             files = replace(files, memory=directory / "memory", paged=False)
         config = self._config(making, manifest.machine, files)
         driver = self._parts.driver if row.booted else self._parts.driver_of(manifest)
-        vmm = await driver.adopt(config, row.vmm)
-        parent = None if row.booted else snapshot
-        return making.become(vmm, manifest.machine, manifest.image, parent)
+        return making, config, driver, snapshot
 
     async def thaw(self, row: InstanceRow) -> None:
         """Let a running instance go on whose snapshot was never finished: its command was killed.
@@ -353,7 +369,7 @@ class Instances:
         making: _Making | None = None
         try:
             directory = self._parts.instances_dir / instance_id
-            directory.mkdir(mode=0o700)
+            await in_thread(directory.mkdir, 0o700)
             with timeline.step("slot"):
                 slot = await in_thread(
                     self._parts.slots.allocate, self._parts.settings.home, instance_id

@@ -14,7 +14,9 @@ Tables:
 
 Blocking; one connection a thread-hop, opened for each call, so it is safe from any thread and any
 number of processes; a writer waits up to ten seconds for another. A spare file beside it holds room
-for the rows that say what was removed, so that a full disk never keeps an instance alive.
+for what is written when the disk is full. Who begins something new has it there first (`reserve`),
+else NoSpace; who ends, undoes or removes something may use it up. So a full disk keeps nothing
+alive, and what was done is written down.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from torpor.errors import Conflict, Damaged, NoSpace, NotFound
 from torpor.host.process import ProcessId
+from torpor.host.space import is_full
 from torpor.node.journal_rows import (
     SCHEMA_STEPS,
     SCHEMA_VERSION,
@@ -46,6 +49,7 @@ T = TypeVar("T")
 
 _BUSY_S: Final = 10.0
 _SPARE_BYTES: Final = 256 * 1024
+_WHEN_FULL: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 
 
 class Journal:
@@ -74,7 +78,7 @@ class Journal:
     ) -> None:
         """Record an instance that is about to be made; this process owns it. Raises NoSpace."""
         owner = _this_process()
-        self._keep_spare()
+        self.reserve()
         with self.transaction() as database:
             database.execute(
                 "INSERT INTO instances (id, function, snapshot, state, owner_pid, owner_ticks,"
@@ -90,6 +94,25 @@ class Journal:
                     booted,
                 ),
             )
+
+    def reserve(self) -> None:
+        """Have room for what is yet to be written of something new. Raises NoSpace."""
+        try:
+            with self._spare.open("ab") as spare:
+                os.posix_fallocate(spare.fileno(), 0, _SPARE_BYTES)
+        except OSError as error:
+            self._spare.unlink(missing_ok=True)
+            raise NoSpace(f"the disk of {self._path} is full", reason=str(error)) from None
+
+    def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Make a change in a transaction; on a full disk in the spare room. Raises NoSpace."""
+        try:
+            with self.transaction() as database:
+                return change(database)
+        except NoSpace:
+            self._spare.unlink(missing_ok=True)
+        with self.transaction() as database:
+            return change(database)
 
     def set_slot(self, instance_id: str, slot: int, address: str) -> None:
         """Record the slot that an instance got."""
@@ -113,30 +136,22 @@ class Journal:
 
         Raises Conflict while a live command snapshots it, or another one makes or removes it.
         """
-        return self._release(functools.partial(_claim_stop, instance_id=instance_id))
+        return self.write(functools.partial(_claim_stop, instance_id=instance_id))
 
     def claim_capture(self, instance_id: str) -> None:
         """This process is about to snapshot an instance, or to undo what a dead one left of that.
 
         Raises NotFound, Conflict when it does not run or a live command snapshots it already.
         """
-        with self.transaction() as database:
-            _claim_capture(database, instance_id)
+        self.write(functools.partial(_claim_capture, instance_id=instance_id))
 
     def end_capture(self, instance_id: str) -> None:
         """The instance runs on, or is gone."""
-        self._release(
-            lambda database: database.execute(
-                "UPDATE instances SET capturer_pid = NULL, capturer_ticks = NULL WHERE id = ?",
-                (instance_id,),
-            )
-        )
+        self._update(instance_id, "capturer_pid = ?, capturer_ticks = ?", (None, None))
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance of which nothing is left."""
-        self._release(
-            lambda database: database.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
-        )
+        self._execute("DELETE FROM instances WHERE id = ?", instance_id)
 
     def instance(self, instance_id: str) -> InstanceRow:
         """One instance by id or unique prefix. Raises NotFound, Conflict for several."""
@@ -158,13 +173,15 @@ class Journal:
         return [to_instance(row) for row in rows]
 
     def set_ref(self, name: str, digest: Digest) -> None:
-        """Point a name to a snapshot."""
-        with self.transaction() as database:
-            database.execute(
-                "INSERT INTO refs VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET digest = excluded.digest, updated_ns = excluded.updated_ns",
-                (name, digest, time.time_ns()),
-            )
+        """Point a name to a snapshot. Raises NoSpace, before anything is changed."""
+        self.reserve()
+        self._execute(
+            "INSERT INTO refs VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET digest = excluded.digest, updated_ns = excluded.updated_ns",
+            name,
+            digest,
+            time.time_ns(),
+        )
 
     def ref(self, name: str) -> Ref | None:
         """The ref of that name."""
@@ -178,18 +195,15 @@ class Journal:
 
     def drop_ref(self, name: str) -> None:
         """Forget a name; the snapshot stays until nothing points to it."""
-        with self.transaction() as database:
-            database.execute("DELETE FROM refs WHERE name = ?", (name,))
+        self._execute("DELETE FROM refs WHERE name = ?", name)
 
     def set_base(self, key: str, digest: Digest) -> None:
         """Record the base for a key."""
-        with self.transaction() as database:
-            database.execute("INSERT OR REPLACE INTO bases VALUES (?, ?)", (key, digest))
+        self._execute("INSERT OR REPLACE INTO bases VALUES (?, ?)", key, digest)
 
     def drop_base(self, digest: Digest) -> None:
         """Forget a base."""
-        with self.transaction() as database:
-            database.execute("DELETE FROM bases WHERE digest = ?", (digest,))
+        self._execute("DELETE FROM bases WHERE digest = ?", digest)
 
     def bases(self) -> dict[str, Digest]:
         """Key -> digest of every base."""
@@ -197,30 +211,11 @@ class Journal:
             rows = database.execute("SELECT * FROM bases").fetchall()
         return {row["key"]: Digest(row["digest"]) for row in rows}
 
-    def _keep_spare(self) -> None:
-        try:
-            with self._spare.open("ab") as spare:
-                os.posix_fallocate(spare.fileno(), 0, _SPARE_BYTES)
-        except OSError as error:
-            self._spare.unlink(missing_ok=True)
-            raise NoSpace(f"the disk of {self._path} is full", reason=str(error)) from None
-
-    def _release(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """Make a change in a transaction, on a full disk too: it may use the spare room."""
-        try:
-            with self.transaction() as database:
-                return change(database)
-        except NoSpace:
-            self._spare.unlink(missing_ok=True)
-        with self.transaction() as database:
-            return change(database)
-
     def _update(self, instance_id: str, assignment: str, values: tuple[object, ...]) -> None:
-        with self.transaction() as database:
-            database.execute(
-                f"UPDATE instances SET {assignment} WHERE id = ?",
-                (*values, instance_id),
-            )
+        self._execute(f"UPDATE instances SET {assignment} WHERE id = ?", *values, instance_id)
+
+    def _execute(self, statement: str, *values: object) -> None:
+        self.write(lambda database: database.execute(statement, values))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -257,7 +252,7 @@ def _claim_stop(database: sqlite3.Connection, *, instance_id: str) -> InstanceRo
     return row
 
 
-def _claim_capture(database: sqlite3.Connection, instance_id: str) -> None:
+def _claim_capture(database: sqlite3.Connection, *, instance_id: str) -> None:
     row = fetch_instance(database, instance_id)
     if row is None:
         raise _no_instance(instance_id)
@@ -285,7 +280,9 @@ def _no_instance(instance_id: str) -> NotFound:
 
 
 def _translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
-    if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+    if error.sqlite_errorcode == sqlite3.SQLITE_FULL or (
+        error.sqlite_errorcode & 0xFF in _WHEN_FULL and is_full(path.parent)
+    ):
         return NoSpace(f"the disk of {path} is full", reason=str(error))
     if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
         return Conflict(

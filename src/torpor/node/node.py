@@ -10,7 +10,6 @@ from torpor.errors import (
     Conflict,
     DeadlineExceeded,
     FunctionFailed,
-    Incompatible,
     InvalidInput,
     NotFound,
     TorporError,
@@ -23,7 +22,7 @@ from torpor.image.spec import load_spec
 from torpor.node.arrival import Arrivals
 from torpor.node.capture import Captured, capture
 from torpor.node.catalogue import Catalogue
-from torpor.node.collect import delete_unneeded, find_unneeded
+from torpor.node.collect import collect
 from torpor.node.console import read_tail
 from torpor.node.deploy import Deployed, Deployer, next_revision, recipe_of
 from torpor.node.exchange import Exchange
@@ -31,7 +30,7 @@ from torpor.node.fork import Forked, fork
 from torpor.node.instance import Instances
 from torpor.node.invoke import Request, Response, send_request
 from torpor.node.paging import Paging
-from torpor.node.parts import Parts, Reporter, log, open_parts
+from torpor.node.parts import Parts, Reporter, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.remote import Remote
 from torpor.node.tables import Recipes
@@ -289,7 +288,7 @@ class Node:
             parse_name(name, what="snapshot name")
         row = self.parts.journal.instance(instance_id)
         name = name or row.id
-        async with self._files_lock():
+        async with self._using_files():
             known = self.parts.journal.ref(name)
             if (
                 known is not None
@@ -312,7 +311,7 @@ class Node:
 
     async def fork(self, instance_id: str, *, count: int = 1) -> Forked:
         """Make `count` clones of a running instance, see `node.fork`."""
-        async with self._files_lock():
+        async with self._using_files():
             return await fork(self, instance_id, count=count)
 
     def snapshots(self) -> list[NamedSnapshot]:
@@ -360,17 +359,7 @@ class Node:
 
         Never waits: skipped while others use snapshots. What was deleted.
         """
-        try:
-            async with self._files_lock(wait_s=0):
-                if not await in_thread(find_unneeded, self.parts):
-                    return []
-            async with self._files_lock(alone=True, wait_s=0):
-                return await in_thread(delete_unneeded, self.parts)
-        except Conflict:
-            return []
-        except Incompatible as error:  # a newer torpor's snapshots are here: it will collect
-            log.warning("nothing was collected error=%s", error)
-            return []
+        return await collect(self.parts) or []
 
     # inside
 
@@ -411,7 +400,7 @@ class Node:
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None
     ) -> Instance:
         try:
-            async with self._files_lock():
+            async with self._using_files():
                 snapshot = await self._arrivals.get(reference, timeline, expect=expect)
                 if snapshot.manifest.function is None:
                     raise InvalidInput(
@@ -484,10 +473,18 @@ class Node:
         ):
             yield
 
-    def _files_lock(
-        self, *, alone: bool = False, wait_s: float = 10.0
-    ) -> contextlib.AbstractAsyncContextManager[None]:
-        return entered_in_thread(self.parts.files_lock(alone=alone, wait_s=wait_s))
+    def _files_lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return entered_in_thread(self.parts.files_lock())
+
+    @contextlib.asynccontextmanager
+    async def _using_files(self) -> AsyncIterator[None]:
+        """Hold the files lock; what the body made before it failed needs room for nothing."""
+        try:
+            async with self._files_lock():
+                yield
+        except BaseException:
+            await finish(self.collect())
+            raise
 
 
 async def _traced(tracer: Tracer, instance: Instance, ready_s: float) -> Trace:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from torpor.node.journal import Journal
 
 ANYTHING: Final = "*"
@@ -63,59 +65,64 @@ class Remotes:
 
         While an earlier wish is pending the store still has what was known then.
         """
-        with self._journal.transaction() as database:
-            database.execute(
-                "INSERT INTO remotes (name, wanted, known, state) VALUES (?, ?, ?, 'pending')"
-                " ON CONFLICT (name) DO UPDATE SET wanted = excluded.wanted, state = 'pending',"
-                " known = excluded.known, error = '', tries = 0, due_ns = 0",
-                (name, digest, known),
-            )
+        self._execute(
+            "INSERT INTO remotes (name, wanted, known, state) VALUES (?, ?, ?, 'pending')"
+            " ON CONFLICT (name) DO UPDATE SET wanted = excluded.wanted, state = 'pending',"
+            " known = excluded.known, error = '', tries = 0, due_ns = 0",
+            name,
+            digest,
+            known,
+        )
 
     def stored(self, name: str, digest: str) -> None:
         """The store has this under the name; a newer wish than that stays pending."""
-        with self._journal.transaction() as database:
-            database.execute(
-                "INSERT INTO remotes (name, wanted, known, state) VALUES (?, ?, ?, 'stored')"
-                " ON CONFLICT (name) DO UPDATE SET known = excluded.known, error = '', tries = 0,"
-                " due_ns = 0, state = CASE WHEN wanted = excluded.wanted THEN 'stored' ELSE state"
-                " END",
-                (name, digest, digest),
-            )
+        self._execute(
+            "INSERT INTO remotes (name, wanted, known, state) VALUES (?, ?, ?, 'stored')"
+            " ON CONFLICT (name) DO UPDATE SET known = excluded.known, error = '', tries = 0,"
+            " due_ns = 0, state = CASE WHEN wanted = excluded.wanted THEN 'stored' ELSE state END",
+            name,
+            digest,
+            digest,
+        )
 
     def took(self, name: str, digest: str) -> None:
         """This node took over what the store has under the name, in place of its own."""
-        with self._journal.transaction() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO remotes (name, wanted, known, state)"
-                " VALUES (?, ?, ?, 'stored')",
-                (name, digest, digest),
-            )
+        self._execute(
+            "INSERT OR REPLACE INTO remotes (name, wanted, known, state)"
+            " VALUES (?, ?, ?, 'stored')",
+            name,
+            digest,
+            digest,
+        )
 
     def lost(self, row: RemoteRow, error: str) -> None:
         """Somebody else's is in the store; unless something else is wanted by now."""
-        with self._journal.transaction() as database:
-            database.execute(
-                "UPDATE remotes SET state = 'lost', error = ? WHERE name = ? AND wanted = ?",
-                (error, row.name, row.wanted),
-            )
+        self._execute(
+            "UPDATE remotes SET state = 'lost', error = ? WHERE name = ? AND wanted = ?",
+            error,
+            row.name,
+            row.wanted,
+        )
 
     def failed(self, row: RemoteRow, error: str, *, longest_wait_s: float) -> float:
         """It failed in passing: try again later. The seconds until then."""
         wait_s: float = min(_FIRST_WAIT_S * 2.0 ** min(row.tries, 16), longest_wait_s)
-        with self._journal.transaction() as database:
-            database.execute(
-                "UPDATE remotes SET error = ?, tries = tries + 1, due_ns = ?"
-                " WHERE name = ? AND wanted = ?",
-                (error, time.time_ns() + int(wait_s * 1e9), row.name, row.wanted),
-            )
+        self._execute(
+            "UPDATE remotes SET error = ?, tries = tries + 1, due_ns = ?"
+            " WHERE name = ? AND wanted = ?",
+            error,
+            time.time_ns() + int(wait_s * 1e9),
+            row.name,
+            row.wanted,
+        )
         return wait_s
 
     def forget(self, row: RemoteRow) -> None:
         """Nothing is known of the name any more, unless something else is wanted by now."""
-        with self._journal.transaction() as database:
-            database.execute(
-                "DELETE FROM remotes WHERE name = ? AND wanted = ?", (row.name, row.wanted)
-            )
+        self._execute("DELETE FROM remotes WHERE name = ? AND wanted = ?", row.name, row.wanted)
+
+    def _execute(self, statement: str, *values: object) -> None:
+        self._journal.write(lambda database: database.execute(statement, values))
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -142,7 +149,8 @@ class Recipes:
 
     def put(self, snapshot: str, recipe: Recipe) -> None:
         """Keep a recipe, and forget those of snapshots that nothing names any more."""
-        with self._journal.transaction() as database:
+
+        def change(database: sqlite3.Connection) -> None:
             database.execute(
                 "DELETE FROM recipes WHERE snapshot NOT IN (SELECT digest FROM refs)"
                 " AND snapshot NOT IN (SELECT snapshot FROM instances)"
@@ -151,6 +159,8 @@ class Recipes:
                 "INSERT OR REPLACE INTO recipes VALUES (?, ?)",
                 (snapshot, msgspec.json.encode(recipe)),
             )
+
+        self._journal.write(change)
 
 
 @dataclass(frozen=True)
@@ -175,18 +185,24 @@ class Answers:
         return None if row is None else Answer(row["request"], row["status"], row["body"])
 
     def begin(self, key: str, request: str) -> None:
-        """The request is about to be worked on: the key is its own, whatever happens to us."""
+        """The request is about to be worked on: the key is its own, whatever happens to us.
+
+        Raises NoSpace.
+        """
+        self._journal.reserve()
         self.put(key, Answer(request, 0, b""))
 
     def drop(self, key: str) -> None:
         """Nothing came of a request: it may be tried again under its key."""
-        with self._journal.transaction() as database:
-            database.execute("DELETE FROM answers WHERE key = ?", (key,))
+        self._journal.write(
+            lambda database: database.execute("DELETE FROM answers WHERE key = ?", (key,))
+        )
 
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer, and forget old ones."""
         now_ns = time.time_ns()
-        with self._journal.transaction() as database:
+
+        def change(database: sqlite3.Connection) -> None:
             database.execute(
                 "DELETE FROM answers WHERE created_ns < ?", (now_ns - _ANSWERS_KEPT_NS,)
             )
@@ -194,3 +210,5 @@ class Answers:
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
                 (key, answer.request, answer.status, answer.body, now_ns),
             )
+
+        self._journal.write(change)

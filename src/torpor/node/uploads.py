@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torpor.node.tables import RemoteRow
 
 _LOOK_AGAIN_S: Final = 0.5
+_AFTER_ERROR_S: Final = 2.0
 
 
 class Uploader:
@@ -37,9 +38,14 @@ class Uploader:
             try:
                 for row in await in_thread(self._due):
                     await self._upload(row)
-            except TorporError as error:
+                wait_s = _LOOK_AGAIN_S
+            except TorporError as error:  # such as a full disk that takes no result of a try
                 log.error("pending uploads cannot be looked at error=%s", error)
-            await asyncio.sleep(_LOOK_AGAIN_S)
+                wait_s = _AFTER_ERROR_S
+            except Exception:  # ours: the next ones are uploaded all the same
+                log.exception("an upload failed")
+                wait_s = _AFTER_ERROR_S
+            await asyncio.sleep(wait_s)
 
     async def _upload(self, row: RemoteRow) -> None:
         try:

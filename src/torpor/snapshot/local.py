@@ -9,6 +9,7 @@ ROOT/.removed-<pid>-<start>-<random>/     being deleted
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import msgspec
 
 from torpor.errors import Conflict, Damaged, Incompatible, InvalidInput, NoSpace, NotFound
 from torpor.host.process import ProcessId
+from torpor.host.space import no_space_of
 from torpor.host.sparse import blake3_file, describe_sparse
 from torpor.snapshot.manifest import (
     Function,
@@ -180,8 +182,7 @@ class Staging:
         (self.directory / _SERVED).write_bytes(msgspec.json.encode({"memory": str(memory)}))
         for path in self.directory.iterdir():
             path.chmod(0o400)
-        with contextlib.suppress(OSError):  # it is there already
-            self.directory.rename(self.root / digest)
+        self._appear(digest)
         return digest
 
     def publish_as(self, encoded: bytes, digest: Digest) -> Digest:
@@ -193,17 +194,25 @@ class Staging:
         for path in self.directory.iterdir():
             path.chmod(0o400)
             _sync(path)
-        there = self.root / digest
-        try:
-            self.directory.rename(there)
-        except OSError:  # it is there already
-            with contextlib.suppress(FileNotFoundError):  # and complete
+        if not self._appear(digest):
+            there = self.root / digest
+            with contextlib.suppress(FileNotFoundError):  # it is complete
                 (there / _SERVED).stat()
                 self.memory.rename(there / self.memory.name)
                 (there / _SERVED).unlink()
                 _sync(there)
         _sync(self.root)
         return digest
+
+    def _appear(self, digest: Digest) -> bool:
+        """False when a snapshot of that digest is there already."""
+        try:
+            self.directory.rename(self.root / digest)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        return True
 
 
 class LocalSnapshots:
@@ -215,9 +224,15 @@ class LocalSnapshots:
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Staging]:
-        """A staging directory, gone after the body whether it was published or not."""
+        """A staging directory, gone after the body whether it was published or not.
+
+        Raises NoSpace.
+        """
         directory = self.root / f"{_STAGING}{unique_name()}"
-        directory.mkdir(mode=0o700)
+        try:
+            directory.mkdir(mode=0o700)
+        except OSError as error:
+            raise no_space_of(error, directory) from None
         try:
             yield Staging(self.root, directory)
         finally:

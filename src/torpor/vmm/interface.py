@@ -239,8 +239,17 @@ class Driver(abc.ABC):
     async def adopt(self, config: VmConfig, process: ProcessId) -> Vmm:
         """The VM that another process of torpor started and that is RUNNING or PAUSED.
 
-        Raises VmmFailed when it does not answer or is in neither state.
+        Raises VmmFailed when it does not answer or is in neither state, NoSpace when it stands
+        still because a disk was full.
         """
+
+    async def revive(self, config: VmConfig, process: ProcessId) -> bool:
+        """Let a VM go on that stands still because a disk was full; whether it did stand still.
+
+        What it could not write is written now. Without this method a VMM never stands still so.
+        Raises VmmFailed when it does not answer.
+        """
+        return False
 
 
 async def finish(work: Coroutine[Any, Any, R]) -> R:

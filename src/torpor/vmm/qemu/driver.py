@@ -9,7 +9,7 @@ import re
 import socket
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from torpor.errors import HostUnfit, VmmFailed
+from torpor.errors import HostUnfit, NoSpace, VmmFailed
 from torpor.host import cpu, pagemap, process
 from torpor.host.cancel import in_thread
 from torpor.host.seccomp import refuse_huge_pages
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _CPU_MODELS: Final = {"tcg": "max", "kvm": "host"}
 _VERSION = re.compile(r"version (\d+\.\d+(?:\.\d+)?)")
 _SOCKET_NAME: Final = "qmp.sock"
+_STALLED: Final = "io-error"
+"""QEMU's state after a write that found the disk full (werror=enospc, its default)."""
 _ADOPTABLE: Final = {"running": VmmState.RUNNING, "paused": VmmState.PAUSED}
 
 
@@ -82,6 +84,10 @@ class QemuDriver(Driver):
         await vmm.attach(process)
         return vmm
 
+    async def revive(self, config: VmConfig, process: ProcessId) -> bool:
+        """See Driver."""
+        return await self.create(config).revive()
+
 
 class QemuVmm(Vmm):
     """One QEMU process."""
@@ -113,6 +119,11 @@ class QemuVmm(Vmm):
         try:
             answer = await (await self._connect()).execute("query-status")
             state = _ADOPTABLE.get(answer["status"])
+            if answer["status"] == _STALLED:
+                raise NoSpace(
+                    "the VM stands still, because the disk was full when it wrote to its own",
+                    hint="free some space: the daemon then lets it go on",
+                )
             if state is None:
                 raise VmmFailed(
                     f"QEMU process {identity.pid} does not run", reason=answer["status"]
@@ -121,6 +132,17 @@ class QemuVmm(Vmm):
             await self._disconnect()
             raise
         self._enter(state)
+
+    async def revive(self) -> bool:
+        """Let QEMU go on if a write of the guest found the disk full. Raises VmmFailed."""
+        try:
+            monitor = await self._connect()
+            if (await monitor.execute("query-status"))["status"] != _STALLED:
+                return False
+            await monitor.execute("cont")
+        finally:
+            await self._disconnect()
+        return True
 
     async def _boot(self) -> None:
         await self._launch(await in_thread(self._clock_arguments))
