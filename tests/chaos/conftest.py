@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torpor.config import Settings
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stored(
     deployed: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[MinioServer, Settings]]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from torpor.errors import DeadlineExceeded, FunctionFailed, InvalidInput
-from torpor.host.cancel import interruptible
+from torpor.errors import DeadlineExceeded, FunctionFailed, InvalidInput, VmmFailed
+from torpor.host.cancel import in_thread, interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torpor.host.process import ProcessId
+
+_LOOK_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,30 @@ class Request:
     path: str = "/"
     headers: Sequence[tuple[str, str]] = ()
     body: bytes | None = None
+
+
+async def send_while_alive(
+    vmm: ProcessId | None, address: str, port: int, request: Request, *, timeout_s: float
+) -> Response:
+    """As `send_request`, in a thread, and no longer than the function's VMM lives.
+
+    A VM that is killed closes no connection. Raises VmmFailed then.
+    """
+    sending = asyncio.ensure_future(
+        in_thread(send_request, address, port, request, timeout_s=timeout_s)
+    )
+    try:
+        while not sending.done():
+            dead = vmm is not None and not vmm.is_alive()
+            await asyncio.wait({sending}, timeout=_LOOK_S)  # what it answered may be on its way
+            if dead and not sending.done():
+                raise VmmFailed(f"the VM ended during {request.method} {request.path}")
+        return sending.result()
+    finally:
+        sending.cancel()
+        while not sending.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({sending})
 
 
 def send_request(address: str, port: int, request: Request, *, timeout_s: float) -> Response:

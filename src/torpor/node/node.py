@@ -28,7 +28,7 @@ from torpor.node.deploy import Deployed, Deployer, next_revision, recipe_of
 from torpor.node.exchange import Exchange
 from torpor.node.fork import Forked, fork
 from torpor.node.instance import Instances
-from torpor.node.invoke import Request, Response, send_request
+from torpor.node.invoke import Request, Response, send_while_alive
 from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, open_parts
 from torpor.node.reconcile import reconcile
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.config import Settings
+    from torpor.host.process import ProcessId
     from torpor.image.library import ImageInfo
     from torpor.image.spec import FunctionSpec
     from torpor.node.catalogue import NamedSnapshot
@@ -201,7 +202,7 @@ class Node:
         row = await in_thread(self._running, name)
         if row is not None:
             with timeline.step("request"):
-                response = await self._send(row.address, row.port, request, row.id)
+                response = await self._send(row.vmm, row.address, row.port, request, row.id)
             return Invoked(response, row.id, False, timeline)
         instance = await self._wake(name, timeline)
         try:
@@ -433,17 +434,20 @@ class Node:
 
     async def _ask(self, instance: Instance, request: Request) -> Response:
         assert instance.function is not None
-        return await self._send(instance.address, instance.function.port, request, instance.id)
+        vmm, port = instance.vmm.process, instance.function.port
+        return await self._send(vmm, instance.address, port, request, instance.id)
 
-    async def _send(self, address: str, port: int, request: Request, instance_id: str) -> Response:
+    async def _send(
+        self, vmm: ProcessId | None, address: str, port: int, request: Request, instance_id: str
+    ) -> Response:
         timeout_s = self.parts.settings.request_timeout_s
         try:
-            return await in_thread(send_request, address, port, request, timeout_s=timeout_s)
-        except (FunctionFailed, DeadlineExceeded) as error:
+            return await send_while_alive(vmm, address, port, request, timeout_s=timeout_s)
+        except (FunctionFailed, DeadlineExceeded, VmmFailed) as error:
             explained = await in_thread(self._explain, error, instance_id)
             if explained is not error:
                 raise explained from None
-            if isinstance(error, DeadlineExceeded):
+            if not isinstance(error, FunctionFailed):
                 raise
             tail = read_tail(self.parts.instances_dir / instance_id / "console.log", 12)
             raise FunctionFailed(

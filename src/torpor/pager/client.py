@@ -167,10 +167,14 @@ class PagerClient:
             self._clear()
 
     def reconcile(self) -> bool:
-        """Remove what dead keepers and pagers left; whether a pager is running."""
+        """Remove what dead keepers and pagers left; whether a pager is running.
+
+        A pager whose keeper died gets a new one. Raises HostUnfit when that does not start.
+        """
         if not self._places.directory.exists():
             return False
         if self._answers():
+            self._complete(begin=False)
             return True
         with self._lock():
             if not self._answers():

@@ -1,14 +1,18 @@
-"""SIGKILL of the daemon at named places of an upload or deletion, then the next daemon."""
+"""SIGKILL of the daemon, or of its store, at named places of an upload or deletion."""
 
 from __future__ import annotations
 
 import signal
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fixtures.commands import wait_until
 from fixtures.daemons import daemon
+from fixtures.victims import state_of
+from torpor.errors import Incompatible, StoreUnreachable
 
 from .test_remote import in_store, remote, states
 
@@ -16,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fixtures.daemons import DaemonProcess
-    from fixtures.homes import Furnished
+    from fixtures.homes import Furnished, Home
+    from fixtures.minio import MinioServer
 
 pytestmark = pytest.mark.slow
 
@@ -50,3 +55,69 @@ def test_upload(a: Furnished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
             assert [function.name for function in client.functions()] == ["f"]
         assert in_store(a.home) == {"f": a.f.digest}
     assert a.home.run("store", "check").code == 0
+
+
+def stands_still(served: DaemonProcess) -> bool:
+    """Whether it has stopped itself."""
+    assert served.process is not None
+    return state_of(served.process.pid) == "T"
+
+
+@pytest.mark.minio
+def test_store_killed(
+    a: Furnished,
+    b: Home,
+    mortal_minio: MinioServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed in an upload or deletion it gets all when it is back; until then the node is ahead.
+
+    A wake from a store that is gone is told so; one of what the node has needs none.
+    """
+    barrier = tmp_path / "barrier"
+    monkeypatch.setenv("TORPOR_BARRIER_FILE", str(barrier))
+    keys = ("store", "s3_endpoint", "s3_access_key_id", "s3_secret_access_key")
+    settings = {key: str(getattr(mortal_minio.settings, key)) for key in keys}
+    settings |= {"snapshots": "remote", "upload_retry_s": "1", "store_retry_s": "1"}
+    barrier.write_text("stop upload begun")
+    with daemon(a.home.path, **settings) as served, served.client() as client:
+
+        def kill_store_at(place: str) -> None:
+            wait_until(lambda: stands_still(served))
+            mortal_minio.kill()
+            assert served.process is not None
+            served.process.send_signal(signal.SIGCONT)
+
+        def restart_store() -> None:
+            mortal_minio.start()
+            mortal_minio.wait_ready()
+            wait_until(lambda: client.status().pending == ())
+
+        for place, then in (("upload begun", "stop upload sent"), ("upload sent", "")):
+            kill_store_at(place)
+            wait_until(
+                lambda: any(text.startswith("pending: ") for text in states(served).values())
+            )
+            with pytest.raises(Incompatible):  # it has this one; no host runs a made-up one
+                client.restore("f")
+            barrier.write_text(then)
+            restart_store() if not then else (mortal_minio.start(), mortal_minio.wait_ready())
+        assert states(served) == {"f": "stored", "g": "stored"}
+        barrier.write_text("stop deletion stored")
+        client.remove_function("g")
+        kill_store_at("deletion stored")
+        restart_store()
+        assert [function.name for function in client.functions()] == ["f"]
+        mortal_minio.kill()
+        with daemon(b.path, **settings) as fresh, fresh.client() as on_b:
+            with pytest.raises(StoreUnreachable) as caught:
+                on_b.restore("f")
+            assert caught.value.hint
+            url = f"{on_b.status().gateway}/f/f/"
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                urllib.request.urlopen(url, timeout=30)
+            mortal_minio.start()
+            mortal_minio.wait_ready()
+            with pytest.raises(Incompatible):
+                on_b.restore("f")

@@ -1,0 +1,269 @@
+"""A daemon whose VMMs, pager, keeper and store are killed under it.
+
+Requests are answered, if only later, or told clearly why not; the next one is answered; nothing is
+left of what died, and host and journal agree.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fixtures.commands import journal_of, wait_until
+from fixtures.daemons import DaemonProcess
+from fixtures.vault import NAME, check_slice
+from fixtures.victims import Victim, snapshots_of
+from torpor.errors import VmmFailed
+from torpor.node.invoke import Request, Response
+from torpor.node.leftovers import find_leftovers
+from torpor.pager.keeper import Places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from fixtures.minio import MinioServer
+    from torpor import Client
+    from torpor.config import Settings
+    from torpor.host.process import ProcessId
+
+pytestmark = [pytest.mark.vm, pytest.mark.chaos]
+
+PLACES = (
+    *("fuse taken", "fuse answering", "fuse answered", "recovering"),
+    *("asked open", "opening", "opened", "registered", "published", "answering open"),
+    *("asked go", "answering go", "fetching", "fetched"),
+    *("asked hydrate", "asked close", "answering close"),
+)
+PUSHES = ("push fetched", "push storing")
+
+
+def through_gateway(gateway: str, name: str, path: str = "") -> tuple[int, bytes]:
+    """Status and body of what a function answers to a request through the gateway."""
+    try:
+        with urllib.request.urlopen(f"{gateway}/f/{name}/{path}", timeout=200) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def kind_of(body: bytes) -> str:
+    """Of which kind a problem of the gateway is."""
+    return str(json.loads(body)["type"]).removeprefix("urn:torpor:problem:")
+
+
+@pytest.fixture
+def victim(deployed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Victim]:
+    """A daemon on the session's home, and a ledger with a row."""
+    monkeypatch.setenv("TORPOR_BARRIER_FILE", str(tmp_path / "barrier"))
+    served = DaemonProcess(deployed.home, {"store": deployed.store, "key": deployed.key})
+    yield from serving(Victim(deployed, served, tmp_path / "barrier"), keeps=True)
+
+
+def serving(victim: Victim, *, keeps: bool) -> Iterator[Victim]:
+    """Have its daemon run, and prove afterwards that nothing is left."""
+    victim.served.start()
+    try:
+        if keeps:
+            victim.keep()
+        yield victim
+    finally:
+        victim.end({row.id for row in journal_of(victim.settings).instances()})
+        assert victim.served.stop() == 0
+    assert find_leftovers(victim.settings) == []
+    assert "Traceback" not in victim.served.said()
+
+
+def kill_all(victim: Victim) -> None:
+    """SIGKILL to each VMM but the kept one's."""
+    for vmm in victim.vmms():
+        vmm.kill()
+
+
+def settled(victim: Victim, left: int = 0) -> set[str]:
+    """That everything agrees when only so many are left beside the kept one; their ids."""
+    wait_until(lambda: len(journal_of(victim.settings).instances()) == 1 + left)
+    return victim.check()
+
+
+def test_vmm_killed(victim: Victim) -> None:
+    """Whatever is done with a VM whose VMM is killed, it is told or done, and nothing is left."""
+    with victim.served.client() as client:
+        kill_in_operations(victim, client)
+        kill_in_requests(victim, client)
+
+
+def kill_in_operations(victim: Victim, client: Client) -> None:
+    """Restored, snapshotted, forked, stopped: a clear error or done, and nothing is left of it."""
+    before = snapshots_of(victim)
+
+    def killed_at(place: str, work: Callable[[], object]) -> Future[object]:
+        return victim.meanwhile(place, work, lambda: kill_all(victim))
+
+    gateway = client.status().gateway
+    for place in ("vmm started", "vmm resumed"):
+        with pytest.raises(VmmFailed):
+            killed_at(place, lambda: client.restore("hello")).result()
+        assert settled(victim) == set(), place
+    killed_at("instance woken", lambda: client.restore("hello")).result()
+    assert settled(victim) == set()
+    waking = killed_at("vmm started", lambda: through_gateway(gateway, "hello"))
+    status, body = waking.result()  # type: ignore[misc]
+    assert (status, kind_of(body)) == (503, "vmm-failed")
+    assert through_gateway(gateway, "hello")[0] == 200
+    doomed = settled(victim, 1).pop()
+    with pytest.raises(VmmFailed):
+        killed_at("instance paused", lambda: client.create_snapshot(doomed)).result()
+    assert settled(victim) == set()
+    assert snapshots_of(victim) == before
+
+    doomed = client.restore("hello").instance
+    killed_at("fork captured", lambda: client.fork(doomed)).result()
+    (clone,) = settled(victim, 1)
+    assert clone != doomed
+    with pytest.raises(VmmFailed):
+        killed_at("vmm resumed", lambda: client.fork(clone)).result()
+    assert settled(victim) == set()
+    doomed = client.restore("hello").instance
+    killed_at("stop claimed", lambda: client.stop([doomed])).result()
+    assert settled(victim) == set()
+    wait_until(lambda: snapshots_of(victim) == before)
+
+
+def kill_in_requests(victim: Victim, client: Client) -> None:
+    """Through the gateway or the API the request is told soon; the next one is answered."""
+    with ThreadPoolExecutor(1) as pool:
+        gateway = client.status().gateway
+
+        def killed_in(ask: Callable[[], object]) -> Future[object]:
+            assert through_gateway(gateway, "hello")[0] == 200  # by a connection that is kept
+            (vmm,) = victim.vmms()
+            vmm.signal(signal.SIGSTOP)  # it takes the request and does not answer
+            asking = pool.submit(ask)
+            signal.sigtimedwait([], 0.5)
+            vmm.kill()
+            asking.exception(timeout=15)
+            assert settled(victim) == set()
+            return asking
+
+        woken = client.restore("hello").instance
+        assert through_gateway(gateway, "hello")[0] == 200
+        assert settled(victim, 1) == {woken}  # the gateway woke no second one
+        status, body = killed_in(lambda: through_gateway(gateway, "hello")).result()  # type: ignore[misc]
+        assert (status, kind_of(body)) == (502, "function-failed")
+        with pytest.raises(VmmFailed, match="ended during GET /"):
+            killed_in(lambda: client.invoke("hello", Request(), keep=True)).result()
+        assert client.invoke("hello", Request(), keep=True).status == 200
+        assert len(settled(victim, 1)) == 1
+
+
+@pytest.fixture
+def barriers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a file lets the pager be killed at the place that it is named after, once."""
+    path = tmp_path / "barriers"
+    path.mkdir()
+    monkeypatch.setenv("TORPOR_PAGER_BARRIER", f"*={path}")
+    return path
+
+
+@pytest.fixture
+def lazy(lazy_settings: Settings, barriers: Path) -> Iterator[Victim]:
+    """A daemon that has nothing but a store with the vault in it, and wakes from there."""
+    keys = ("store", "key", "s3_endpoint", "s3_access_key_id", "s3_secret_access_key")
+    times = {"store_retry_s": "200", "request_timeout_s": "200", "pager_deadline_s": "200"}
+    more = {"snapshots": "remote", "lazy": "yes", "hydrate_bytes": str(1 << 20), **times}
+    served = DaemonProcess(
+        lazy_settings.home, {**{key: str(getattr(lazy_settings, key)) for key in keys}, **more}
+    )
+    yield from serving(Victim(lazy_settings, served, barriers / "none"), keeps=False)
+    assert not (lazy_settings.home / "pager").exists()
+
+
+def ask_slice(gateway: str, number: int) -> str:
+    """Ask the vault for a part through the gateway, and check it; the instance that answered."""
+    status, body = through_gateway(gateway, NAME, str(number))
+    assert status == 200, body
+    instance = str(json.loads(body)["instance"])
+    check_slice(Response(status, "", (), body, 0.0), number, instance)
+    return instance
+
+
+@pytest.mark.minio
+def test_pager_killed_at_each_named_place(lazy: Victim, barriers: Path) -> None:
+    """Requests through the gateway are answered rightly, also those that wait for a wake."""
+    with lazy.served.client() as client, ThreadPoolExecutor(6) as pool:
+        gateway = client.status().gateway
+
+        def round_of(places: Sequence[str], *numbers: int) -> None:
+            for place in places:
+                (barriers / place).touch()
+            answered = set(pool.map(lambda number: ask_slice(gateway, number), numbers))
+            woken = {view.id for view in client.instances()}
+            assert answered <= woken
+            assert lazy.check() == woken
+            client.stop(sorted(woken))
+            assert lazy.check() == set()
+            assert list(barriers.iterdir()) == [], "it was never there"
+
+        round_of(PLACES, *range(6))
+        for number, place in enumerate(PUSHES):  # one that was cut off is not begun again
+            round_of([place], 6 + number)
+
+
+@pytest.mark.minio
+def test_pager_keeper_and_store_killed(lazy: Victim, minio: MinioServer) -> None:
+    """Pager or keeper are replaced under their instances; with both the instance goes.
+
+    A request that waits for it then is answered by another one. With the store killed in a wake the
+    request is answered when it is back.
+    """
+    places = Places(lazy.settings.home)
+
+    def kill(*names: str) -> None:
+        found = [places.identity(name) for name in names]
+        for process in found:
+            assert process is not None
+            process.signal(signal.SIGSTOP)  # neither replaces the other
+        for process in found:
+            assert process is not None
+            process.signal(signal.SIGKILL)
+
+    with lazy.served.client() as client, ThreadPoolExecutor(1) as pool:
+        gateway = client.status().gateway
+        first = ask_slice(gateway, 0)
+        for number, name in enumerate(("keeper", "pager", "keeper"), 1):
+            replaced = places.identity(name)
+            kill(name)
+            assert ask_slice(gateway, number) == first
+            wait_until(partial(lives_anew, places, name, replaced))
+        (vmm,) = lazy.vmms()
+        vmm.signal(signal.SIGSTOP)  # it takes no request, and meets no page that is not there
+        asking = pool.submit(ask_slice, gateway, 4)
+        signal.sigtimedwait([], 0.5)
+        kill("keeper", "pager")
+        second = asking.result(timeout=30)
+        assert second != first
+        assert lazy.check() == {second}
+        client.stop([second])
+
+        asking = pool.submit(ask_slice, gateway, 5)
+        wait_until(lazy.vmms)
+        minio.kill()
+        signal.sigtimedwait([], 2.0)
+        minio.start()
+        assert lazy.check() == {asking.result()}
+
+
+def lives_anew(places: Places, name: str, replaced: ProcessId | None) -> bool:
+    """Whether another process has taken a place."""
+    found = places.identity(name)
+    return found is not None and found != replaced and found.is_alive()
