@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from fixtures.collectors import collecting
 from fixtures.commands import journal_of, run_torpor, wait_until
 from fixtures.daemons import daemon
 from fixtures.nodes import EXAMPLES
@@ -305,8 +306,14 @@ def test_two_nodes_that_deploy_at_once(
 
 
 def test_commands_on_a_daemon(deployed: Settings, tmp_path: Path) -> None:
-    """Deploy with progress, invoke, snapshot, fork, logs and rm, all asked of the daemon."""
-    with serving(deployed) as served:
+    """Deploy with progress, invoke, snapshot, fork, logs and rm, all asked of the daemon.
+
+    Its spans tell of the wakes that they began, step by step.
+    """
+    with (
+        collecting() as collector,
+        serving(deployed, otlp_endpoint=collector.endpoint) as served,
+    ):
         out = run_torpor(deployed, "deploy", EXAMPLES / "hello", "--name", "twice")
         assert "twice, revision 1" in out
         answer = json.loads(run_torpor(deployed, "invoke", "twice", "--keep", "--json"))
@@ -324,3 +331,8 @@ def test_commands_on_a_daemon(deployed: Settings, tmp_path: Path) -> None:
         assert kinds.count("instance.ready") == 2
         assert kinds.count("instance.removed") >= 2
         assert kinds[-1] == "function.removed"
+        assert served.stop() == 0
+    names = {span.span_id: span.name for span in collector.spans}
+    above = {(span.name, names.get(span.parent_span_id, "")) for span in collector.spans}
+    assert {("deploy", ""), ("invoke", ""), ("fork", ""), ("create_snapshot", "")} <= above
+    assert {("wake twice", "invoke"), ("wake twice", "fork"), ("load", "wake twice")} <= above

@@ -12,6 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
+from opentelemetry.trace import Tracer
+
 from torpor.api.app import create_app
 from torpor.api.guard import Guard
 from torpor.api.idempotency import Once
@@ -58,11 +60,13 @@ class Invocations(Protocol):
 class Daemon:
     """A node that stays. Belongs to one asyncio loop."""
 
-    def __init__(self, node: Node, gateway: Invocations | None) -> None:
+    def __init__(
+        self, node: Node, gateway: Invocations | None, tracer: Tracer | None = None
+    ) -> None:
         self._node, self._gateway = node, gateway
         self._settings = node.parts.settings
         once = Once(node.parts.journal)
-        self.state = State(node, once, gateway=self._gateway_address)
+        self.state = State(node, once, gateway=self._gateway_address, tracer=tracer)
         self._metrics = Metrics(node, lambda: None if gateway is None else gateway.stats())
         self._listeners: list[Listener] = []
         self._background: list[asyncio.Task[None]] = []
@@ -77,6 +81,8 @@ class Daemon:
         cls,
         settings: Settings,
         make_gateway: Callable[[Node], Invocations | None],
+        *,
+        tracer: Tracer | None = None,
     ) -> AsyncIterator[Daemon]:
         """A daemon that serves during the body; `drain` it before the body ends.
 
@@ -97,7 +103,7 @@ class Daemon:
                     raise Conflict(
                         f"another daemon has the home {settings.home}", reason=error.reason
                     ) from None
-                daemon = cls(node, make_gateway(node))
+                daemon = cls(node, make_gateway(node), tracer)
                 stack.enter_context(node.parts.events.heard(daemon._hear))
                 try:
                     await daemon._start()

@@ -24,6 +24,7 @@ from torpor.api.schemas import (
     StopAsked,
     says,
 )
+from torpor.api.spans import operation
 from torpor.api.state import State
 from torpor.api.streams import LINES, Streamed, progress_lines, server_sent
 from torpor.errors import InvalidInput, NotAllowed, NotFound
@@ -280,7 +281,9 @@ async def _create(request: Request, key: str | None, work: Work, *, status: int 
     asked = fingerprint(request.method, request.url.path, await request.body())
 
     async def done(reporter: Reporter) -> msgspec.Raw:
-        return await state.once.do(key, asked, lambda: work(state.service(reporter)))
+        name: str = request.scope["route"].name
+        with operation(state.tracer, name, request.headers) as woke:
+            return await state.once.do(key, asked, lambda: work(state.service(reporter, woke)))
 
     if LINES in request.headers.get("accept", ""):
         return Streamed(lambda: progress_lines(done), media_type=LINES)

@@ -7,8 +7,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from opentelemetry.trace import Tracer
+
 from torpor import __version__
 from torpor.api.idempotency import Once
+from torpor.api.spans import Woke
 from torpor.node.node import Node
 from torpor.node.parts import Reporter
 from torpor.node.service import LocalService, view_instance
@@ -19,19 +22,21 @@ from torpor.node.views import InstanceView, StatusView, TraceView
 class State:
     """Belongs to the daemon's loop. `closing` ends what would stream for ever.
 
-    `gateway` tells where invocations are taken, empty if they are not.
+    `gateway` tells where invocations are taken, empty if they are not. With a `tracer` what makes
+    something has spans.
     """
 
     node: Node
     once: Once
     gateway: Callable[[], str] = lambda: ""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    tracer: Tracer | None = None
 
-    def service(self, reporter: Reporter | None = None) -> LocalService:
-        """The node for one request, whose progress goes to `reporter`."""
+    def service(self, reporter: Reporter | None = None, woke: Woke | None = None) -> LocalService:
+        """The node for one request, whose progress goes to `reporter`, and wakes to `woke`."""
         if reporter is None:
-            return LocalService(self.node)
-        return LocalService(Node(replace(self.node.parts, reporter=reporter)))
+            return LocalService(self.node, woke)
+        return LocalService(Node(replace(self.node.parts, reporter=reporter)), woke)
 
     def instance(self, reference: str) -> InstanceView:
         """One instance. Blocking. Raises NotFound, Conflict for several."""

@@ -99,7 +99,7 @@ def serve(
                 listens = settings.gateway_listen
                 return Gateway(node, settings, tracer=tracer) if listens else None
 
-            async with Daemon.running(settings, make_gateway) as daemon:
+            async with Daemon.running(settings, make_gateway, tracer=tracer) as daemon:
                 for address in daemon.addresses:
                     _say(f"API on {address}")
                 gateway = daemon.state.gateway()

@@ -14,10 +14,11 @@ from torpor.gateway.fleet import Fleet, NodeFleet
 from torpor.gateway.heads import encode_request, find_route
 from torpor.gateway.problems import Problem, Refused
 from torpor.gateway.scaler import Scaler
-from torpor.gateway.spans import Spans, answered, failed, name_request, traceparent
+from torpor.gateway.spans import Spans, answered, name_request, traceparent
 from torpor.gateway.stats import GatewayStats
 from torpor.gateway.upstream import FunctionConnection
 from torpor.node.node import Node
+from torpor.node.spans import failed
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

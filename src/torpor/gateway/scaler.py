@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import NotFound, TorporError
 from torpor.gateway.fleet import Deployed
 from torpor.gateway.pool import Pool
-from torpor.gateway.spans import Spans, failed
+from torpor.gateway.spans import Spans
 from torpor.gateway.stats import WakeRecord
+from torpor.node.spans import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

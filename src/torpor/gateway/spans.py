@@ -13,23 +13,20 @@ sampled has no spans.
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING
 
-from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context, use_span
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import SpanKind, use_span
+
+from torpor.node.spans import CONTEXT_HEADERS, add_span, add_steps, context_of, epoch_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from opentelemetry.trace import Span, Tracer
 
-    from torpor.errors import TorporError
     from torpor.gateway.client import Incoming
     from torpor.gateway.exchange import Exchange
     from torpor.gateway.fleet import Woken
-    from torpor.node.timeline import Timeline
 
 
 class Spans:
@@ -37,7 +34,6 @@ class Spans:
 
     def __init__(self, tracer: Tracer | None) -> None:
         self._tracer = tracer
-        self._propagator = TraceContextTextMapPropagator()
 
     @contextlib.contextmanager
     def request(self, incoming: Incoming) -> Iterator[Span | None]:
@@ -48,15 +44,15 @@ class Spans:
         head = incoming.head
         given = {
             name: value.decode("latin-1")
-            for name in ("traceparent", "tracestate")
+            for name in CONTEXT_HEADERS
             if (value := head.get(name.encode())) is not None
         }
         method = head.method.decode("latin-1")
         span = self._tracer.start_span(
             f"invoke {method}",
-            context=self._propagator.extract(given, context=Context()),
+            context=context_of(given),
             kind=SpanKind.SERVER,
-            start_time=_epoch_ns(incoming.at),
+            start_time=epoch_ns(incoming.at),
             attributes={
                 "http.request.method": method,
                 "torpor.request_id": head.request_id.decode("ascii"),
@@ -71,7 +67,7 @@ class Spans:
         if self._tracer is None:
             yield
             return
-        span = self._tracer.start_span("wait", start_time=_epoch_ns(began))
+        span = self._tracer.start_span("wait", start_time=epoch_ns(began))
         with use_span(span, end_on_exit=True, record_exception=False):
             yield
 
@@ -83,7 +79,7 @@ class Spans:
             return
         span = self._tracer.start_span(
             f"wake {function}",
-            start_time=_epoch_ns(queued_at),
+            start_time=epoch_ns(queued_at),
             attributes={"faas.invoked_name": function},
         )
         with use_span(span, end_on_exit=True, record_exception=False):
@@ -91,12 +87,12 @@ class Spans:
 
     def woke(self, span: Span | None, woken: Woken) -> None:
         """A wake gave an instance: the steps of its timeline become spans."""
-        if span is None:
+        if span is None or self._tracer is None:
             return
         span.set_attribute("torpor.source", woken.how)
         span.set_attribute("torpor.instance", woken.ready.id)
         if woken.timeline is not None:
-            self._add_steps(span, woken.timeline)
+            add_steps(self._tracer, span, woken.timeline)
 
     def first_byte(self, span: Span | None, exchange: Exchange, sent_at: float) -> None:
         """A function's response began, if it did."""
@@ -104,36 +100,14 @@ class Spans:
             return
         if exchange.head_at:
             answered(span, exchange.status)
-            self._add("first byte", sent_at, exchange.head_at, parent=span, kind=SpanKind.CLIENT)
-
-    def _add_steps(self, span: Span, timeline: Timeline) -> None:
-        parents: dict[str, Span] = {}
-        for step in sorted(timeline.steps, key=lambda step: (bool(step.part_of), step.begin_s)):
-            begin = timeline.origin_s + step.begin_s
-            made = self._add(
-                step.name,
-                begin,
-                begin + step.duration_s,
-                parent=parents.get(step.part_of, span),
+            add_span(
+                self._tracer,
+                "first byte",
+                sent_at,
+                exchange.head_at,
+                parent=span,
+                kind=SpanKind.CLIENT,
             )
-            if not step.part_of:
-                parents[step.name] = made
-
-    def _add(
-        self,
-        name: str,
-        begin: float,
-        end: float,
-        *,
-        parent: Span,
-        kind: SpanKind = SpanKind.INTERNAL,
-    ) -> Span:
-        assert self._tracer is not None
-        made = self._tracer.start_span(
-            name, context=set_span_in_context(parent), kind=kind, start_time=_epoch_ns(begin)
-        )
-        made.end(_epoch_ns(end))
-        return made
 
 
 def name_request(span: Span | None, function: str) -> None:
@@ -149,21 +123,9 @@ def answered(span: Span | None, status: int) -> None:
         span.set_attribute("http.response.status_code", status)
 
 
-def failed(span: Span | None, error: TorporError) -> None:
-    """What a span is of has failed."""
-    if span is not None:
-        span.set_attribute("error.type", type(error).__name__)
-        span.set_status(Status(StatusCode.ERROR, str(error)))
-
-
 def traceparent(span: Span | None) -> bytes | None:
     """The trace context that goes on to the function in place of the client's."""
     if span is None:
         return None
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-01".encode()
-
-
-def _epoch_ns(moment: float) -> int:
-    """A moment of CLOCK_MONOTONIC as one of CLOCK_REALTIME."""
-    return time.time_ns() - time.monotonic_ns() + int(moment * 1e9)

@@ -26,7 +26,7 @@ from torpor.node.views import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from torpor.node.capture import Captured
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from torpor.node.live import Instance
     from torpor.node.node import Invoked, Node
     from torpor.node.tables import RemoteRow
+    from torpor.node.timeline import Timeline
     from torpor.units import Digest
+
+    Woke = Callable[[str, str, Timeline], None]
 
 
 class Service(Protocol):
@@ -95,8 +98,10 @@ class Service(Protocol):
 class LocalService:
     """The Service of a Node in this process."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, woke: Woke | None = None) -> None:
+        """`woke` is told of each instance that is woken: its function, its id, its timeline."""
         self._node = node
+        self._woke = woke or (lambda function, instance, timeline: None)
 
     async def functions(self) -> list[FunctionView]:
         """See Service."""
@@ -152,7 +157,10 @@ class LocalService:
         self, name: str, request: Request, *, keep: bool = False, trace: bool = False
     ) -> InvokedView:
         """See Service."""
-        return _view_invoked(await self._node.invoke(name, request, keep=keep, trace=trace))
+        invoked = await self._node.invoke(name, request, keep=keep, trace=trace)
+        if invoked.woken:
+            self._woke(name, invoked.instance_id, invoked.timeline)
+        return _view_invoked(invoked)
 
     async def remove_function(self, name: str) -> RemovedView:
         """See Service."""
@@ -162,7 +170,7 @@ class LocalService:
         self, reference: str, *, expect: Digest | None = None, trace: bool = False
     ) -> RestoredView:
         """See Service."""
-        return view_restored(await self._node.restore(reference, expect=expect, trace=trace))
+        return self._view_woken(await self._node.restore(reference, expect=expect, trace=trace))
 
     async def fork(self, instance_id: str, *, count: int = 1) -> ForkedView:
         """See Service."""
@@ -172,7 +180,7 @@ class LocalService:
             instance=whole,
             snapshot=forked.captured.snapshot.digest,
             pause_s=forked.captured.pause_s,
-            clones=tuple(view_restored(clone) for clone in forked.clones),
+            clones=tuple(self._view_woken(clone) for clone in forked.clones),
         )
 
     async def stop(self, instance_ids: Sequence[str]) -> list[str]:
@@ -205,6 +213,11 @@ class LocalService:
     async def remove_snapshot(self, reference: str) -> str:
         """See Service."""
         return await self._node.remove_snapshot(reference)
+
+    def _view_woken(self, instance: Instance) -> RestoredView:
+        assert instance.function is not None
+        self._woke(instance.function.name, instance.id, instance.timeline)
+        return view_restored(instance)
 
     def _functions(self) -> list[FunctionView]:
         running = [row.function for row in self._node.parts.journal.instances()]
