@@ -132,8 +132,29 @@ class Scaler:
             self._spawn(self._wake(pool))
 
     async def _wake(self, pool: Pool) -> None:
+        if await self._is_needless(pool):
+            return
         with self._spans.wake(pool.name, asyncio.get_running_loop().time()) as span:
             await self._wake_traced(pool, span)
+
+    async def _is_needless(self, pool: Pool) -> bool:
+        """Whether the API or a command has woken since the last look what a wake is for.
+
+        That wake then counts no more.
+        """
+        if not self._fleet.changed():
+            return False
+        try:
+            with contextlib.suppress(TorporError):  # the wake will tell
+                await self.look()
+        except BaseException:
+            pool.waking -= 1
+            raise
+        pool.waking -= 1
+        if not pool.missing():
+            return True
+        pool.waking += 1
+        return False
 
     async def _wake_traced(self, pool: Pool, span: Span | None) -> None:
         queued_at = self._clock()

@@ -66,6 +66,25 @@ async def test_requests_share_one_wake() -> None:
     assert len({member.ready.id for member in members}) == 1
 
 
+async def test_instances_that_others_have_just_woken() -> None:
+    """What was woken by the API or a command since the last look gets the request: no wake.
+
+    Requests beyond what it takes wake as many as they need.
+    """
+    world = World(Scale(concurrency=2))
+    pool = await world.pool()
+    world.fleet.instances["other"] = Ready("other", "f", "one", "127.0.0.1", 1)
+    members = await world.take(2)
+    assert {member.ready.id for member in members} == {"other"}
+    await world.settle()
+    assert (world.fleet.began, pool.waking) == ([], 0)
+    world.fleet.instances["another"] = Ready("another", "f", "one", "127.0.0.1", 1)
+    members += await world.take(4)
+    assert {member.ready.id for member in members} == {"other", "another", "f-1"}
+    await world.settle()
+    assert (world.fleet.began, pool.waking) == (["f"], 0)
+
+
 async def test_more_instances_as_concurrency_needs_up_to_max() -> None:
     """Eleven requests by four each want three instances; a limit of two lets the rest wait."""
     world = World(Scale(concurrency=4, max=3))
