@@ -2,7 +2,8 @@
 
 `ip -batch` and `nft -f`, one call each side: a whole slot takes about 10 ms. Inside the namespace
 the guest may only answer: what it begins itself is dropped, and its agent's port is not reachable
-through the clone IP. IPv6 is off there.
+through the clone IP. What has another source than the guest's goes no step further: the namespace
+itself would send its owner an error that quotes it. IPv6 is off there.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ def rules(slot: SlotAddresses) -> str:
     """The nftables ruleset of the namespace."""
     return f"""
 table ip {TABLE} {{
+    chain genuine {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "{slot.tap}" ip saddr != {slot.guest.ip} drop
+    }}
     chain to_guest {{
         type nat hook prerouting priority dstnat; policy accept;
         iifname "{slot.veth0}" ip daddr {slot.clone_ip} dnat to {slot.guest.ip}

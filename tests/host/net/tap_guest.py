@@ -32,14 +32,16 @@ class TapGuest:
         self._slot = slot
         self._fd = descriptor
 
-    def send_udp(self, target: str, *, source_port: int = 8080, port: int = 9999) -> None:
-        """One datagram from the guest's address to `target`, through its gateway."""
+    def send_udp(
+        self, target: str, *, source: str = "", source_port: int = 8080, port: int = 9999
+    ) -> None:
+        """One datagram to `target` through the gateway, from the guest's address or another."""
         payload = b"from the guest"
         udp = struct.pack("!HHHH", source_port, port, 8 + len(payload), 0) + payload
         header = struct.pack(
             "!BBHHHBBH4s4s",
             *(0x45, 0, 20 + len(udp), 1, 0, 64, _UDP, 0),
-            self._slot.guest.ip.packed,
+            ipaddress.IPv4Address(source or self._slot.guest.ip).packed,
             ipaddress.IPv4Address(target).packed,
         )
         checksum = _checksum(header)

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.strays import stray_frames
 from host.net.tap_guest import tap_guest
 from torpor.errors import HostUnfit, NotFound
 from torpor.host.netns import in_namespace
@@ -181,6 +183,23 @@ def test_guest_begins_nothing(slot: Slot, registry: SlotRegistry, home: Path) ->
         registry.release_instance(home, "hello-2")
 
 
+def test_false_sources(slot: Slot) -> None:
+    """A guest that sends in the host's name cannot make its namespace send the host an error.
+
+    It would quote what the guest made up. The kernel sends one a second.
+    """
+    host = str(slot.addresses.veth1_address.ip)
+    with (
+        stray_frames(slot.addresses, port=8080) as strays,
+        tap_guest(slot.addresses) as guest,
+    ):
+        until_s = time.monotonic() + 1.3
+        while time.monotonic() < until_s:
+            guest.send_udp("192.0.2.1", source=host)
+            time.sleep(0.05)
+    assert strays == []
+
+
 def test_agent_is_reachable_from_the_tap_side_only(slot: Slot) -> None:
     """The agent's port does not answer through the clone IP; another port gets there."""
     clone = str(slot.addresses.clone_ip)
@@ -210,6 +229,7 @@ def test_failing_step_leaves_nothing(
 
 ALLOCATE = """
 import sys
+import time
 from pathlib import Path
 from torpor.net.registry import SlotRegistry
 registry = SlotRegistry(Path(sys.argv[1]), first=int(sys.argv[4]))
