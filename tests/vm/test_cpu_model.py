@@ -33,10 +33,11 @@ async def test_named_model(node: Node) -> None:
     finally:
         await named.stop_instance(booted)
     snapshot = captured.snapshot
+    node.parts.journal.set_ref("named", snapshot.digest)
     platform = snapshot.manifest.platform
     assert (platform.cpu_model, platform.cpu_flags, platform.cpuid) == (MODEL, (), ())
     async with running(named, snapshot.digest) as woken:
         assert (await ask(woken))["sum"] == 5
     with pytest.raises(Incompatible, match=f"cpu model is {MODEL} in the snapshot, max on this"):
         await node.restore(snapshot.digest)
-    await node.remove_snapshot(snapshot.digest)
+    await node.remove_snapshot("named")

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
+FORGED = "forged"
+
 
 @pytest.mark.parametrize(
     ("program", "extra", "words"),
@@ -134,7 +136,7 @@ async def test_snapshot_of_another_platform(
     digest = _forge(node, altered(_manifest(node), **change))
     with pytest.raises(Incompatible, match=words):
         await node.restore(digest)
-    await node.remove_snapshot(digest)
+    await node.remove_function(FORGED)
     assert node.parts.journal.instances() == []
 
 
@@ -143,7 +145,7 @@ async def test_snapshot_whose_image_is_not_here(node: Node) -> None:
     digest = _forge(node, msgspec.structs.replace(_manifest(node), image="1" * 64))
     with pytest.raises(Incompatible, match="image 111111111111 is not on this node"):
         await node.restore(digest)
-    await node.remove_snapshot(digest)
+    await node.remove_function(FORGED)
 
 
 async def test_snapshot_of_another_memory_size(node: Node) -> None:
@@ -153,6 +155,7 @@ async def test_snapshot_of_another_memory_size(node: Node) -> None:
     digest = _forge(node, msgspec.structs.replace(manifest, machine=machine))
     with pytest.raises(Damaged, match="memory has 268435456 bytes, the machine needs 536870912"):
         await node.restore(digest)
+    node.parts.journal.drop_ref(FORGED)
     run(["rm", "-r", node.parts.settings.home / "snapshots" / digest])
 
 
@@ -229,7 +232,7 @@ def _manifest(node: Node) -> Manifest:
 
 
 def _forge(node: Node, manifest: Manifest) -> str:
-    """A snapshot on this node with another manifest over hello's files."""
+    """A snapshot with another manifest over hello's files, named: a failed wake collects others."""
     ref = node.parts.journal.ref("hello")
     assert ref is not None
     encoded = encode_manifest(manifest)
@@ -238,4 +241,5 @@ def _forge(node: Node, manifest: Manifest) -> str:
     run(["cp", "-r", "--sparse=always", root / ref.digest, root / digest])
     (root / digest / "manifest.json").chmod(0o600)
     (root / digest / "manifest.json").write_bytes(encoded)
+    node.parts.journal.set_ref(FORGED, digest)
     return digest
