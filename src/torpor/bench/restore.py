@@ -40,8 +40,8 @@ async def bench_restore(
     come from the pool if `net_pool` keeps one, and remote nodes have their pager running. The
     function is deployed before and removed after. Without `minio` nothing is remote; without
     `cold` nothing is booted. `whole_file` moves every byte of the memory file, as systems do that
-    know no more of it, `whole_sparse` leaves its holes out; both in ranges of 8 MiB, four files
-    side by side.
+    know no more of it, `whole_sparse` leaves its holes out; both in ranges of 8 MiB, four of each
+    file side by side.
     """
     spec = await in_thread(load_spec, function, name=_NAME)
     deployed = await node.deploy_spec(spec)

@@ -38,6 +38,7 @@ from torpor.errors import (
     ObjectMissing,
 )
 from torpor.host.cancel import checkpoint
+from torpor.host.threads import map_ordered
 from torpor.snapshot.manifest import Manifest, decode_manifest, encode_manifest
 from torpor.snapshot.transfer import TransferReport
 from torpor.store.interface import Absent, Etag
@@ -266,9 +267,13 @@ def _receive(
     with path.open("wb", buffering=0) as target:
         target.truncate(size)
         places = _places(extents)
-        for position in range(0, total, _STEP_BYTES):
-            checkpoint()
-            part = store.get_range(key, position, min(_STEP_BYTES, total - position))
+
+        def get(position: int) -> bytes:
+            return store.get_range(key, position, min(_STEP_BYTES, total - position))
+
+        positions = range(0, total, _STEP_BYTES)
+        parts = map_ordered(get, positions, workers=_PARALLEL, ahead=2 * _PARALLEL)
+        for position, part in zip(positions, parts, strict=True):
             hasher.update(part)
             _scatter(target.fileno(), memoryview(part), places)
             progress.step(key, position + len(part), total)
