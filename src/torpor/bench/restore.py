@@ -36,12 +36,12 @@ async def bench_restore(
 ) -> Report:
     """Each round: boot without snapshot, restore with warm and with dropped page cache, and remote.
 
-    A sample runs from the beginning of the work to the last byte of the first response; slots
-    come from the pool if `net_pool` keeps one, and remote nodes have their pager running. The
-    function is deployed before and removed after. Without `minio` nothing is remote; without
-    `cold` nothing is booted. `whole_file` moves every byte of the memory file, as systems do that
-    know no more of it, `whole_sparse` leaves its holes out; both in ranges of 8 MiB, four of each
-    file side by side.
+    A sample runs from the beginning of the work to the last byte of the first response; a slot is
+    ready in the pool before each, and remote nodes have their pager running. The function is
+    deployed before and removed after. Without `minio` nothing is remote; without `cold` nothing is
+    booted. `whole_file` moves every byte of the memory file, as systems do that know no more of
+    it, `whole_sparse` leaves its holes out; both in ranges of 8 MiB, four of each file side by
+    side.
     """
     spec = await in_thread(load_spec, function, name=_NAME)
     deployed = await node.deploy_spec(spec)
@@ -72,6 +72,8 @@ async def bench_restore(
                 report.promises[_FETCHED_SHARE] = at_most(0.35)
     finally:
         await node.remove_function(_NAME)
+        if not node.parts.settings.net_pool:
+            await in_thread(node.parts.slots.prune)
     if cold:
         report.compare("cold_boot", "local_warm", at_least(15))
     report.compare("local_cold", "local_warm")
@@ -132,6 +134,7 @@ def _request_of(spec: FunctionSpec) -> Request:
 async def _first_response(
     make: Callable[[], Awaitable[Instance]], node: Node, spec: FunctionSpec, request: Request
 ) -> float:
+    await in_thread(node.parts.slots.prepare, 1)
     begin = time.perf_counter()
     instance = await make()
     try:
