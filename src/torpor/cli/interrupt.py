@@ -13,39 +13,26 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
+from torpor.cli.early import SIGNALS, hear, was_heard
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
 INTERRUPTED = 130
 """The exit code of a command that was interrupted."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-_was_heard = False
-
-
-def _hear(_signum: int, _frame: FrameType | None) -> None:
-    global _was_heard  # signals are the process's own
-    _was_heard = True
-
-
-def listen() -> None:
-    """Hear both signals from now on. Main thread only."""
-    for signum in _SIGNALS:
-        signal.signal(signum, _hear)
 
 
 @contextlib.contextmanager
 def cancelling(task: asyncio.Task[object]) -> Iterator[None]:
     """Let signals cancel a task of the running loop during the body, and be ignored after it."""
     with _woken_by_signals(task):
-        if _was_heard:
+        if was_heard():
             task.cancel()
         try:
             yield
         finally:
-            for signum in _SIGNALS:
-                if signal.getsignal(signum) is _hear:  # an ending interpreter puts the default back
+            for signum in SIGNALS:
+                if signal.getsignal(signum) is hear:  # an ending interpreter puts the default back
                     signal.signal(signum, signal.SIG_IGN)
 
 
@@ -61,7 +48,7 @@ def _woken_by_signals(task: asyncio.Task[object]) -> Iterator[None]:
     reading, writing = socket.socketpair()
 
     def cancel() -> None:
-        if set(reading.recv(4096)) & set(_SIGNALS):
+        if set(reading.recv(4096)) & set(SIGNALS):
             task.cancel()
 
     with reading, writing:

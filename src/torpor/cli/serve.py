@@ -86,6 +86,16 @@ def serve(
     """
 
     async def main() -> int:
+        try:
+            await serve_until_signal()
+        except asyncio.CancelledError:
+            if not _is_asked_to_end():
+                raise
+            _say("ended")  # the signal came while it began, or one more while it ended
+        return 0
+
+    async def serve_until_signal() -> None:
+        await asyncio.sleep(0)  # a signal that came already ends it here
         from torpor.api.daemon import Daemon
 
         settings = options.settings()
@@ -105,9 +115,13 @@ def serve(
                 gateway = daemon.state.gateway()
                 _say(f"invocations on {gateway}" if gateway else "no invocations")
                 await _until_signal(daemon)
-        return 0
 
     run_async(main)
+
+
+def _is_asked_to_end() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _say(text: str) -> None:

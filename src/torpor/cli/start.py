@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torpor.cli.interrupt import listen
+from torpor.cli.early import listen
 
 
 def run() -> None:

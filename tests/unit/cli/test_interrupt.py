@@ -9,10 +9,10 @@ import pytest
 
 PROGRAM = """
 import asyncio, os, signal
-from torpor.cli import interrupt
+from torpor.cli.early import listen
 from torpor.cli.context import run_async
 
-interrupt.listen()
+listen()
 os.kill(os.getpid(), signal.{early})
 
 async def work() -> None:
@@ -45,7 +45,7 @@ def test_signal_before_and_after_the_work(early: str, late: str) -> None:
 
 DEAF = """
 import asyncio, os, signal, threading, time
-from torpor.cli import interrupt
+from torpor.cli.early import listen
 from torpor.cli.context import run_async
 from torpor.host.cancel import checkpoint, in_thread
 
@@ -56,7 +56,7 @@ def get_signal() -> None:
         checkpoint()
         time.sleep(0.01)
 
-interrupt.listen()
+listen()
 run_async(lambda: in_thread(get_signal))
 """
 
@@ -67,3 +67,16 @@ def test_signal_that_another_thread_got() -> None:
         [sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=60, check=False
     )
     assert answer.stderr.startswith("interrupted; nothing was left behind")
+
+
+def test_heard_before_anything_is_loaded() -> None:
+    """What the program imports before it hears signals is next to nothing."""
+    program = """
+import sys
+before = set(sys.modules)
+import torpor.cli.start
+print(*sorted(name for name in set(sys.modules) - before if "." not in name))
+"""
+    words = [sys.executable, "-X", "frozen_modules=on", "-c", program]
+    loaded = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert not {"asyncio", "socket", "typer", "subprocess"} & set(loaded.stdout.split())
