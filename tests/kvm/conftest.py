@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tomllib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ class InLevel1(pytest.Item):
                     groups[item.group].append(item.name)
             config.stash[_SESSION] = KvmSession(groups)
             config.add_cleanup(config.stash[_SESSION].close)
+            # so that what it made is removed when `make test` is interrupted, which ends it by this
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         for data in config.stash[_SESSION].wait(self.group, self.name):
             report = config.hook.pytest_report_from_serializable(config=config, data=data)
             self.reports.append(report)

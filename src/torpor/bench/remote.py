@@ -86,7 +86,7 @@ async def _lazy(report: Report, remote: Remote, base: Settings, name: str, *, pu
         async with Node.open(settings) as node:
             node.paging.pushes = push
             await in_thread(inside, remote.link.node_side, node.paging.prepare)
-            await in_thread(node.parts.slots.prepare, 1)
+            await in_thread(node.parts.slots.prepare_more, 1)
             began = time.perf_counter()
             instance = await node.restore(_REF)
             restored_s = time.perf_counter() - began
@@ -125,7 +125,7 @@ async def _whole(report: Report, remote: Remote, base: Settings, name: str, way:
         settings = dataclasses.replace(remote.settings(base, home), transfer="whole", lazy=False)
         async with Node.open(settings, collect=False) as node:
             (named,) = node.snapshots()
-            await in_thread(node.parts.slots.prepare, 1)
+            await in_thread(node.parts.slots.prepare_more, 1)
             began = time.perf_counter()
             instance = await node.instances.restore(named.snapshot)
             try:

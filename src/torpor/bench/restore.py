@@ -50,6 +50,7 @@ async def bench_restore(
         "restore", await in_thread(_parameters, node, snapshot, spec.memory_bytes, runs)
     )
     request = _request_of(spec)
+    others = await in_thread(node.parts.slots.count_free)
     try:
         async with contextlib.AsyncExitStack() as stack:
             remote = None
@@ -73,7 +74,7 @@ async def bench_restore(
     finally:
         await node.remove_function(_NAME)
         if not node.parts.settings.net_pool:
-            await in_thread(node.parts.slots.prune)
+            await in_thread(node.parts.slots.prune, keep=others)
     if cold:
         report.compare("cold_boot", "local_warm", at_least(15))
     report.compare("local_cold", "local_warm")
@@ -134,7 +135,7 @@ def _request_of(spec: FunctionSpec) -> Request:
 async def _first_response(
     make: Callable[[], Awaitable[Instance]], node: Node, spec: FunctionSpec, request: Request
 ) -> float:
-    await in_thread(node.parts.slots.prepare, 1)
+    await in_thread(node.parts.slots.prepare_more, 1)
     begin = time.perf_counter()
     instance = await make()
     try:

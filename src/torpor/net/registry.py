@@ -131,6 +131,10 @@ class SlotRegistry:
             self._make(number)
             self._write(number, None, "", "free")
 
+    def prepare_more(self, count: int) -> None:
+        """Have so many free slots more than there are: who takes them leaves others theirs."""
+        self.prepare(self.count_free() + count)
+
     def get(self, number: int) -> Slot:
         """The slot of that number. Raises NotFound if nobody has it."""
         if self._read(number) is None:
@@ -161,11 +165,15 @@ class SlotRegistry:
             if record.is_abandoned() or (lost and not ProcessId(*record.owner).is_alive()):
                 self._remove(record)
 
-    def prune(self) -> int:
-        """Remove the free slots; how many there were."""
+    def count_free(self) -> int:
+        """How many free slots there are, all homes' pools being one."""
+        return sum(record.state == "free" for record in self.list())
+
+    def prune(self, *, keep: int = 0) -> int:
+        """Remove free slots but for so many; how many were removed."""
         with self._locked():
             free = [record for record in self._records() if record.state == "free"]
-        return sum(self._remove(record) for record in free)
+        return sum(self._remove(record) for record in free[keep:])
 
     def _release(self, record: SlotRecord) -> None:
         with self._locked():

@@ -295,6 +295,9 @@ def test_pool_gives_prepared_slots(tmp_path: Path, home: Path) -> None:
     assert wrong_fields(slot, registry) == set()
     registry.release_instance(home, "hello-1")
     assert [record.state for record in registry.list()] == ["free"]
+    registry.prepare_more(1)
+    assert registry.count_free() == 2
+    assert registry.prune(keep=1) == 1
     assert registry.prune() == 1
     assert registry.list() == []
 
