@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures.commands import journal_of, wait_until
+from fixtures.commands import end, journal_of, start, wait_until
 from fixtures.daemons import DaemonProcess
 from fixtures.nodes import EXAMPLES
 from fixtures.small_disks import small_disk
@@ -27,6 +27,7 @@ from torpor.vmm.qemu.monitor import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from fixtures.small_disks import SmallDisk
@@ -122,13 +123,22 @@ def test_operations(victim: Victim, disk: SmallDisk) -> None:
 
 
 def test_writes_of_a_guest(victim: Victim, disk: SmallDisk) -> None:
-    """A VM that finds the disk full stands still, says so, and goes on when there is room."""
+    """A VM that finds the disk full stands still, says so, and goes on when there is room.
+
+    Without a daemon the next command sees to that.
+    """
     socket = disk.root / "instances" / victim.kept / "qmp.sock"
     with ThreadPoolExecutor(1) as pool, victim.served.client() as client:
-        disk.fill()
-        adding = pool.submit(lambda: [victim.add_row("x" * 60_000) for _ in range(30)])
-        wait_until(lambda: asyncio.run(status_of(socket)) == "io-error")
-        assert not adding.done()
+
+        def write_until_full() -> Future[list[None]]:
+            disk.fill()
+            adding = pool.submit(lambda: [victim.add_row("x" * 60_000) for _ in range(30)])
+            wait_until(lambda: asyncio.run(status_of(socket)) == "io-error")
+            assert not adding.done()
+            return adding
+
+        adding = write_until_full()
+        assert [view.state for view in client.instances()] == ["stalled"]
         with pytest.raises(NoSpace, match="stands still"):
             client.create_snapshot(victim.kept, name="while-full")
         disk.free()
@@ -136,6 +146,20 @@ def test_writes_of_a_guest(victim: Victim, disk: SmallDisk) -> None:
         assert ask(victim.address)["integrity"] == "ok"
         client.create_snapshot(victim.kept, name="full-of-rows")
         client.remove_snapshot("full-of-rows")
+
+        assert victim.served.stop() == 0
+        adding = write_until_full()
+        code, out, err = end(start(victim.settings, "ps"))
+        assert (code, "stalled" in out, f"{victim.kept} stands still" in err) == (0, True, True)
+        assert "free some space" in err
+        code, _, err = end(start(victim.settings, "invoke", "ledger"))
+        assert (code, "found the disk full" in err) == (NoSpace.exit_code, True)
+        disk.free()
+        code, out, err = end(start(victim.settings, "invoke", "ledger"))
+        assert (code, "it goes on now" in err) == (0, True), err
+        adding.result(timeout=30)
+        victim.served.start()
+        assert ask(victim.address)["integrity"] == "ok"
     assert victim.check() == set()
 
 

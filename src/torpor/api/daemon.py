@@ -30,14 +30,14 @@ from torpor.node.collect import collect
 from torpor.node.events import Event
 from torpor.node.journal_rows import InstanceRow
 from torpor.node.node import Node
-from torpor.node.reconcile import reconcile, revive
+from torpor.node.reconcile import reconcile
+from torpor.node.stalls import LITTLE_BYTES, revive
 from torpor.node.uploads import Uploader
 from torpor.vmm.interface import finish
 
 log = logging.getLogger("torpor.daemon")
 
 _WATCH_S: Final = 2.0
-_LITTLE_BYTES: Final = 16 * 1024**2
 
 
 class Invocations(Protocol):
@@ -189,7 +189,7 @@ class Daemon:
         await reconcile(node.parts, node.instances, node.paging)
         if self._was_full and not is_full(home):
             await revive(node.parts, node.instances)
-        self._was_full = is_full(home, below_bytes=_LITTLE_BYTES)
+        self._was_full = is_full(home, below_bytes=LITTLE_BYTES)
         if self._collects:  # a snapshot that only those instances needed that are gone
             self._collects = False
             if await collect(node.parts) is None:

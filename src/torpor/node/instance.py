@@ -186,6 +186,15 @@ class Instances:
         parent = None if row.booted else snapshot
         return making.become(vmm, manifest.machine, manifest.image, parent)
 
+    async def stands_still(self, row: InstanceRow) -> bool:
+        """Whether a running instance stands still since it found the disk full.
+
+        Raises what `adopt` raises.
+        """
+        _, config, driver, _ = await self._parts_of(row)
+        assert row.vmm is not None
+        return await driver.stands_still(config, row.vmm)
+
     async def revive(self, row: InstanceRow) -> bool:
         """Let a running instance go on that found the disk full; whether it had stood still.
 

@@ -33,6 +33,7 @@ from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.remote import Remote
+from torpor.node.stalls import check_goes_on, revive
 from torpor.node.tables import Recipes
 from torpor.node.timeline import Timeline
 from torpor.node.trace import Trace, Tracer
@@ -102,6 +103,7 @@ class Node:
         node = cls(await in_thread(open_parts, settings, reporter=reporter, driver=driver))
         await in_thread(node.paging.clear_dead)
         await reconcile(node.parts, node.instances, node.paging)
+        await revive(node.parts, node.instances)
         await in_thread(node.paging.reconcile)
         if collect:
             await node.collect()
@@ -201,6 +203,7 @@ class Node:
         timeline = Timeline()
         row = await in_thread(self._running, name)
         if row is not None:
+            await check_goes_on(self.parts, self.instances, row.id)
             with timeline.step("request"):
                 response = await self._send(row.vmm, row.address, row.port, request, row.id)
             return Invoked(response, row.id, False, timeline)
@@ -444,6 +447,7 @@ class Node:
         try:
             return await send_while_alive(vmm, address, port, request, timeout_s=timeout_s)
         except (FunctionFailed, DeadlineExceeded, VmmFailed) as error:
+            await check_goes_on(self.parts, self.instances, instance_id)
             explained = await in_thread(self._explain, error, instance_id)
             if explained is not error:
                 raise explained from None

@@ -38,18 +38,6 @@ async def reconcile(parts: Parts, instances: Instances, paging: Paging) -> list[
     return removed
 
 
-async def revive(parts: Parts, instances: Instances) -> None:
-    """Let instances go on that stand still since they found the disk full."""
-    for row in await in_thread(parts.journal.instances):
-        if row.state != "running" or row.capturer is not None:
-            continue
-        try:
-            if await instances.revive(row):
-                log.warning("instance goes on, there is room again id=%s", row.id)
-        except TorporError as error:
-            log.warning("instance may stand still id=%s error=%s", row.id, error)
-
-
 async def _thaw(instances: Instances, row: InstanceRow) -> None:
     try:
         await instances.thaw(row)

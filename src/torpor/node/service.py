@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from torpor.host.cancel import in_thread
 from torpor.node.console import follow
 from torpor.node.reconcile import reconcile
+from torpor.node.stalls import find_stalled
 from torpor.node.views import (
     CapturedView,
     DeployedView,
@@ -129,8 +132,13 @@ class LocalService:
     async def instances(self) -> list[InstanceView]:
         """See Service."""
         await reconcile(self._node.parts, self._node.instances, self._node.paging)
+        stalled = await find_stalled(self._node.parts, self._node.instances)
         rows = await in_thread(self._node.parts.journal.instances)
-        return [view_instance(row) for row in rows]
+        views = [view_instance(row) for row in rows]
+        return [
+            msgspec.structs.replace(view, state="stalled") if view.id in stalled else view
+            for view in views
+        ]
 
     async def snapshots(self) -> list[SnapshotView]:
         """See Service."""

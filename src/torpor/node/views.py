@@ -43,7 +43,10 @@ class RevisionView(View, frozen=True, kw_only=True):
 
 
 class InstanceView(View, frozen=True, kw_only=True):
-    """An instance as the journal knows it; `pid` is its VMM's."""
+    """An instance as the journal knows it; `pid` is its VMM's.
+
+    Beside the journal's states there is `stalled`: it found the disk full, which still is so.
+    """
 
     id: str
     function: str

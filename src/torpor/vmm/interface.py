@@ -243,6 +243,10 @@ class Driver(abc.ABC):
         still because a disk was full.
         """
 
+    async def stands_still(self, config: VmConfig, process: ProcessId) -> bool:
+        """Whether a VM stands still because a disk was full. Raises VmmFailed when it is silent."""
+        return False
+
     async def revive(self, config: VmConfig, process: ProcessId) -> bool:
         """Let a VM go on that stands still because a disk was full; whether it did stand still.
 

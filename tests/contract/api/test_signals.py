@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures.commands import wait_until
+from fixtures.commands import hears_signals, wait_until
 from fixtures.daemons import DaemonProcess
 
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ _DELAYS_S = (0.0, 0.3, 0.7, 1.2)
 """After its handlers are set; it serves after about 1.2 s on an idle machine."""
 
 
-def hears(pid: int) -> bool:
-    """Whether a process catches SIGTERM (proc(5))."""
-    found = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-    return found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
 def test_signals_while_it_starts(a: Furnished) -> None:
     """Whenever the first comes, also with more behind it, the daemon ends as it does later.
 
@@ -37,7 +30,7 @@ def test_signals_while_it_starts(a: Furnished) -> None:
 
     for number, delay_s in enumerate(_DELAYS_S):
         process = served.spawn()
-        wait_until(lambda pid=process.pid: hears(pid))  # type: ignore[misc]
+        wait_until(partial(hears_signals, process))
         time.sleep(delay_s)
         assert number or not served.socket.exists()
         for signum in (signal.SIGTERM, signal.SIGINT)[number % 2 :]:

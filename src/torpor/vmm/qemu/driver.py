@@ -84,6 +84,10 @@ class QemuDriver(Driver):
         await vmm.attach(process)
         return vmm
 
+    async def stands_still(self, config: VmConfig, process: ProcessId) -> bool:
+        """See Driver."""
+        return await self.create(config).stands_still()
+
     async def revive(self, config: VmConfig, process: ProcessId) -> bool:
         """See Driver."""
         return await self.create(config).revive()
@@ -122,7 +126,7 @@ class QemuVmm(Vmm):
             if answer["status"] == _STALLED:
                 raise NoSpace(
                     "the VM stands still, because the disk was full when it wrote to its own",
-                    hint="free some space: the daemon then lets it go on",
+                    hint="free some space: the daemon, or the next command, then lets it go on",
                 )
             if state is None:
                 raise VmmFailed(
@@ -132,6 +136,14 @@ class QemuVmm(Vmm):
             await self._disconnect()
             raise
         self._enter(state)
+
+    async def stands_still(self) -> bool:
+        """Whether a write of the guest found the disk full. Raises VmmFailed."""
+        try:
+            answer = await (await self._connect()).execute("query-status")
+        finally:
+            await self._disconnect()
+        return bool(answer["status"] == _STALLED)
 
     async def revive(self) -> bool:
         """Let QEMU go on if a write of the guest found the disk full. Raises VmmFailed."""
