@@ -198,6 +198,11 @@ class Settings:
     store_retry_s: float = _row(
         20.0, parse_duration, "a request to the store that failed in passing is repeated this long"
     )
+    store_ask_s: float = _row(
+        3.0,
+        parse_duration,
+        "a wake of what the node has waits no longer than this for the store's word on the name",
+    )
     store_concurrency: int = _row(8, _parse_int, "requests to the store at the same time")
     snapshots: Literal["off", "local", "remote"] = _row(
         "local",

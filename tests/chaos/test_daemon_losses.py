@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -114,8 +115,9 @@ def kill_in_operations(victim: Victim, client: Client) -> None:
         with pytest.raises(VmmFailed):
             killed_at(place, lambda: client.restore("hello")).result()
         assert settled(victim) == set(), place
-    killed_at("instance woken", lambda: client.restore("hello")).result()
-    assert settled(victim) == set()
+    for place in ("instance woken", "instance running"):
+        killed_at(place, lambda: client.restore("hello")).result()
+        assert settled(victim) == set(), place
     waking = killed_at("vmm started", lambda: through_gateway(gateway, "hello"))
     status, body = waking.result()  # type: ignore[misc]
     assert (status, kind_of(body)) == (503, "vmm-failed")
@@ -125,7 +127,18 @@ def kill_in_operations(victim: Victim, client: Client) -> None:
         killed_at("instance paused", lambda: client.create_snapshot(doomed)).result()
     assert settled(victim) == set()
     assert snapshots_of(victim) == before
+    for place in ("instance resumed", "snapshot published", "snapshot named"):
+        doomed = client.restore("hello").instance
+        killed_at(place, partial(client.create_snapshot, doomed, name="of-the-dead")).result()
+        assert settled(victim) == set(), place
+    assert client.restore("of-the-dead").instance in settled(victim, 1)
+    client.remove_snapshot("of-the-dead")
+    victim.end(victim.check())
 
+    for place in ("clones made", "clone released"):
+        doomed = client.restore("hello").instance
+        killed_at(place, partial(client.fork, doomed)).result()
+        assert settled(victim) == set(), place
     doomed = client.restore("hello").instance
     killed_at("fork captured", lambda: client.fork(doomed)).result()
     (clone,) = settled(victim, 1)
@@ -175,15 +188,18 @@ def barriers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def settings_of(settings: Settings) -> dict[str, str]:
+    """Where a store is and how to use it."""
+    keys = ("store", "key", "s3_endpoint", "s3_access_key_id", "s3_secret_access_key")
+    return {key: str(getattr(settings, key)) for key in keys}
+
+
 @pytest.fixture
 def lazy(lazy_settings: Settings, barriers: Path) -> Iterator[Victim]:
     """A daemon that has nothing but a store with the vault in it, and wakes from there."""
-    keys = ("store", "key", "s3_endpoint", "s3_access_key_id", "s3_secret_access_key")
     times = {"store_retry_s": "200", "request_timeout_s": "200", "pager_deadline_s": "200"}
     more = {"snapshots": "remote", "lazy": "yes", "hydrate_bytes": str(1 << 20), **times}
-    served = DaemonProcess(
-        lazy_settings.home, {**{key: str(getattr(lazy_settings, key)) for key in keys}, **more}
-    )
+    served = DaemonProcess(lazy_settings.home, {**settings_of(lazy_settings), **more})
     yield from serving(Victim(lazy_settings, served, barriers / "none"), keeps=False)
     assert not (lazy_settings.home / "pager").exists()
 
@@ -261,6 +277,37 @@ def test_pager_keeper_and_store_killed(lazy: Victim, minio: MinioServer) -> None
         signal.sigtimedwait([], 2.0)
         minio.start()
         assert lazy.check() == {asking.result()}
+
+
+@pytest.mark.minio
+def test_store_that_hangs(lazy_settings: Settings, deployed: Settings, minio: MinioServer) -> None:
+    """What only a store has that hangs is told so soon enough, what is here wakes meanwhile.
+
+    When it answers again all of it wakes.
+    """
+    home = lazy_settings.home
+    words = ["cp", "-a", "--sparse=always", "--reflink=auto", deployed.home, home]
+    subprocess.run(words, check=True)
+    times = {"store_retry_s": "1", "store_timeout_s": "3", "store_ask_s": "1"}
+    # no upload of what else is in the home
+    settings = {**settings_of(lazy_settings), "upload_retry_s": "600", **times}
+    served = DaemonProcess(home, {**settings, "snapshots": "remote"})
+    minio.hang()
+    for victim in serving(Victim(lazy_settings, served, home / "none"), keeps=False):
+        with victim.served.client() as client, ThreadPoolExecutor(4) as pool:
+            gateway = client.status().gateway
+            asking = [pool.submit(through_gateway, gateway, NAME) for _ in range(2)]
+            woken = pool.submit(through_gateway, gateway, "hello").result()
+            assert not any(one.done() for one in asking)
+            assert woken[0] == 200
+            for one in asking:
+                status, body = one.result(timeout=20)
+                assert (status, kind_of(body)) == (503, "store-unreachable")
+            assert through_gateway(gateway, "ledger")[0] == 200
+            minio.go_on()
+            ask_slice(gateway, 0)
+            assert len(victim.check()) == 3
+            client.stop(sorted(victim.check()))
 
 
 def lives_anew(places: Places, name: str, replaced: ProcessId | None) -> bool:

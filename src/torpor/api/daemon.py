@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 from opentelemetry.trace import Tracer
@@ -38,6 +39,8 @@ from torpor.vmm.interface import finish
 log = logging.getLogger("torpor.daemon")
 
 _WATCH_S: Final = 2.0
+_THREADS: Final = 64
+"""For blocking work: what waits for a store that is silent must not keep the rest from its turn."""
 
 
 class Invocations(Protocol):
@@ -94,6 +97,7 @@ class Daemon:
                 "the API does not listen on TCP without a token",
                 hint="set api_token (TORPOR_API_TOKEN), or leave api_listen empty",
             )
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "work"))
         async with Node.open(settings) as node:
             with contextlib.ExitStack() as stack:
                 try:

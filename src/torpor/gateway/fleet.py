@@ -35,12 +35,14 @@ class Ready:
 class Deployed:
     """A function: how it scales, and its snapshot, empty while only the store knows it.
 
-    `refreshed` counts how often that was replaced since the deploy.
+    `refreshed` counts how often that was replaced since the deploy. `here`: a wake needs nothing
+    of the store.
     """
 
     scale: Scale = field(default_factory=Scale)
     snapshot: str = ""
     refreshed: int = 0
+    here: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class NodeFleet:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._manifests: dict[str, Manifest] = {}
+        self._lacking: set[str] = set()
         self._seen = (0, 0.0)
 
     async def view(self) -> View:
@@ -152,7 +155,12 @@ class NodeFleet:
             manifest = self._manifests.get(ref.digest)
             if manifest is not None and manifest.kind == "function" and manifest.function:
                 scale = manifest.function.scale or Scale()
-                functions[ref.name] = Deployed(scale, ref.digest, manifest.function.refreshed)
+                functions[ref.name] = Deployed(
+                    scale,
+                    ref.digest,
+                    manifest.function.refreshed,
+                    here=ref.digest not in self._lacking,
+                )
         return View(functions, [ready for row in rows if (ready := self._ready(row))])
 
     def _ready(self, row: InstanceRow) -> Ready | None:
@@ -168,7 +176,9 @@ class NodeFleet:
         if known is not None:
             return known
         try:
-            return self._node.parts.snapshots.get(Digest(digest)).manifest
+            found = self._node.parts.snapshots.get(Digest(digest))
+            (self._lacking.discard if found.served is None else self._lacking.add)(digest)
+            return found.manifest
         except (NotFound, DataError) as error:
             log.debug("snapshot is passed over digest=%s error=%s", digest, error)
             return None

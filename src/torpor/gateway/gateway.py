@@ -19,6 +19,7 @@ from torpor.gateway.stats import GatewayStats
 from torpor.gateway.upstream import FunctionConnection
 from torpor.node.node import Node
 from torpor.node.spans import failed
+from torpor.snapshot.manifest import Scale
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -33,6 +34,7 @@ log = logging.getLogger("torpor.gateway")
 _ATTEMPTS: Final = 3
 _CONNECT_S: Final = 3.0
 _BACKLOG: Final = 1024
+_UNKNOWN_DEADLINE_S: Final = Scale().deadline_ms / 1000
 
 
 class Gateway:
@@ -139,7 +141,8 @@ class Gateway:
         exchange: Exchange | None = None
         try:
             route = find_route(incoming.head, self._domain)
-            pool = self._scaler.pools.get(route.function) or await self._scaler.find(route.function)
+            pool = self._scaler.pools.get(route.function)
+            pool = pool or await self._find(route.function, asked_at=incoming.at)
             name_request(span, pool.name)
             exchange = await self._pass_on(client, incoming, route, pool, span)
             return exchange.keep_alive and exchange.reusable
@@ -180,6 +183,16 @@ class Gateway:
             keep_alive=keep_alive,
         )
         return keep_alive
+
+    async def _find(self, name: str, *, asked_at: float) -> Pool:
+        """The pool of a function that this gateway does not know yet."""
+        try:
+            async with asyncio.timeout_at(asked_at + _UNKNOWN_DEADLINE_S):
+                return await self._scaler.find(name)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the store did not say within {_UNKNOWN_DEADLINE_S:g} s whether it has {name}"
+            ) from None
 
     async def _pass_on(
         self,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torpor.errors import NotFound, TorporError
 from torpor.gateway.fleet import Deployed
@@ -17,7 +17,6 @@ from torpor.node.spans import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any
 
     from opentelemetry.trace import Span
 
@@ -29,6 +28,7 @@ log = logging.getLogger("torpor.gateway")
 _TICK_S: Final = 0.2
 _UNKNOWN_S: Final = 1.0
 _MOST_UNKNOWN: Final = 1000
+_ASKS_AT_ONCE: Final = 8
 _BACKOFF_S: Final = (1.0, 60.0)
 
 
@@ -49,10 +49,13 @@ class Scaler:
         self._spans = spans or Spans(None)
         self._clock = clock or asyncio.get_running_loop().time
         self._wake_slots = asyncio.Semaphore(wakes_at_once)
+        self._fetch_slots = asyncio.Semaphore(wakes_at_once)  # what waits for a store is in no way
+        self._ask_slots = asyncio.Semaphore(_ASKS_AT_ONCE)
+        self._asking: dict[str, asyncio.Task[bool]] = {}
         self._looking = asyncio.Lock()
         self._gone_at: dict[str, float] = {}
         self._unknown: dict[str, float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
 
     async def find(self, name: str) -> Pool:
@@ -65,12 +68,31 @@ class Scaler:
         await self.look()
         if name in self.pools:
             return self.pools[name]
-        if not await self._fleet.find_elsewhere(name):
+        if not await self._find_elsewhere(name):
             if len(self._unknown) >= _MOST_UNKNOWN:
                 self._unknown.clear()
             self._unknown[name] = self._clock() + _UNKNOWN_S
             raise _unknown(name)
         return self._pool(name, Deployed())
+
+    async def _find_elsewhere(self, name: str) -> bool:
+        """Ask once for all that want to know it now; who stops waiting does so at once."""
+        asking = self._asking.get(name)
+        if asking is None:
+            asking = self._asking[name] = asyncio.ensure_future(self._ask(name))
+            self._tasks.add(asking)
+            asking.add_done_callback(self._tasks.discard)
+            asking.add_done_callback(lambda asked: self._asked(name, asked))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, name: str) -> bool:
+        async with self._ask_slots:
+            return await self._fleet.find_elsewhere(name)
+
+    def _asked(self, name: str, asking: asyncio.Task[bool]) -> None:
+        del self._asking[name]
+        if not asking.cancelled():
+            asking.exception()  # perhaps nobody waits for it any more
 
     async def look(self) -> None:
         """Take over what is on the node now. Raises what the fleet's view raises."""
@@ -161,7 +183,7 @@ class Scaler:
         error: TorporError | None = None
         began = queued_at
         try:
-            async with self._wake_slots:
+            async with self._wake_slots if pool.deployed.here else self._fetch_slots:
                 began = self._clock()
                 woken = await self._fleet.wake(pool.name)
             self._spans.woke(span, woken)

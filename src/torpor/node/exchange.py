@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
@@ -70,9 +70,15 @@ class Exchange:
         self._catalogue = catalogue
         self._paging = paging
 
-    def repository(self) -> Repository:
-        """The repository of this node's store. Raises InvalidInput without a key for it."""
+    def repository(self, *, ask_s: float | None = None) -> Repository:
+        """The repository of this node's store. Raises InvalidInput without a key for it.
+
+        With `ask_s` a request ends after that and is not repeated.
+        """
         settings = self._parts.settings
+        if ask_s is not None:
+            limit_s = min(ask_s, settings.store_timeout_s)
+            settings = replace(settings, store_timeout_s=limit_s, store_retry_s=0.0)
         store = open_store(settings, counters=self._parts.store_counters)
         return Repository(store, open_keyring(settings, self._parts.reporter))
 

@@ -8,20 +8,26 @@ wins, and the other is told.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from torpor.errors import Conflict, DataError, InvalidInput, NotFound, StoreError
+from torpor.errors import Conflict, DataError, InvalidInput, NotFound, StoreError, StoreUnreachable
 from torpor.host.barrier import reach
 from torpor.node.parts import log
 from torpor.node.tables import ANYTHING, Remotes
-from torpor.snapshot.repository.repository import BrokenRef, StoredRef
+from torpor.snapshot.repository.repository import BrokenRef, Repository, StoredRef
 from torpor.units import Digest, is_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torpor.node.exchange import Exchange
     from torpor.node.parts import Parts
     from torpor.node.tables import RemoteRow
+
+_SILENT_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Remote:
     def __init__(self, parts: Parts, exchange: Exchange) -> None:
         self._parts = parts
         self._exchange = exchange
+        self._silent_until = 0.0
         self.rows = Remotes(parts.journal)
 
     @property
@@ -56,7 +63,7 @@ class Remote:
     def known(self, name: str) -> str:
         """What the store has under a name: as `known` in `node.tables`.
 
-        If the store does not answer it is what this node knew last.
+        If the store does not answer, or not soon, it is what this node knew last.
         """
         if not self.active:
             return ""
@@ -64,7 +71,8 @@ class Remote:
         if row is not None and row.state == "pending":
             return row.known
         try:
-            return _digest_of(self._exchange.repository().read_ref_to_replace(name))
+            with self._asking(may_wait=row is None) as repository:
+                return _digest_of(repository.read_ref_to_replace(name))
         except StoreError as error:
             log.warning("the store was not asked before a deploy name=%s error=%s", name, error)
             return "" if row is None else row.known
@@ -112,8 +120,9 @@ class Remote:
     def newer(self, reference: str) -> bool:
         """Whether a cold start must fetch the reference from the store: asked before each.
 
-        A function that was deleted in the store is forgotten here. Raises NotFound that says so,
-        StoreError when the store does not answer and this node has nothing of that name.
+        A function that was deleted in the store is forgotten here. A store that does not answer
+        soon is not waited for if this node has something of that name, and not asked again for a
+        while. Raises NotFound that says so, StoreError.
         """
         if not self.active or not is_name(reference):
             return False
@@ -123,7 +132,8 @@ class Remote:
                 raise NotFound(f"{reference!r} was removed on this node")
             return local is None
         try:
-            stored = self._exchange.repository().read_ref(reference)
+            with self._asking(may_wait=local is None) as repository:
+                stored = repository.read_ref(reference)
         except (StoreError, DataError) as error:
             if local is None:
                 raise
@@ -141,6 +151,20 @@ class Remote:
                 hint="deploy it again, here or there",
             )
         return False
+
+    @contextlib.contextmanager
+    def _asking(self, *, may_wait: bool) -> Iterator[Repository]:
+        """The repository for one question; without `may_wait` for one that is answered soon."""
+        if may_wait:
+            yield self._exchange.repository()
+            return
+        if time.monotonic() < self._silent_until:
+            raise StoreUnreachable("the store did not answer a moment ago")
+        try:
+            yield self._exchange.repository(ask_s=self._parts.settings.store_ask_s)
+        except StoreUnreachable:
+            self._silent_until = time.monotonic() + _SILENT_S
+            raise
 
     def took(self, reference: str, digest: Digest) -> None:
         """A reference was fetched from the store and is this node's now."""

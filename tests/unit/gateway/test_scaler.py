@@ -155,6 +155,38 @@ async def test_wakes_at_once_are_bounded() -> None:
     assert [record.function for record in world.scaler.recent_wakes] == names
 
 
+async def test_what_waits_for_the_store_is_in_nobodys_way() -> None:
+    """Such wakes take no places of others; who asks for the same unknown function asks once.
+
+    Who stops waiting for the store's word does so at once.
+    """
+    world = World(Scale(), wakes_at_once=1)
+    world.fleet.gate = gate = asyncio.Event()
+    for name in ("far", "farther"):
+        world.fleet.deploy(name, 1, Scale(), here=False)
+    asked: list[str] = []
+
+    async def wait_for_store(name: str) -> bool:
+        asked.append(name)
+        await gate.wait()
+        return False
+
+    world.fleet.find_elsewhere = wait_for_store  # type: ignore[method-assign]
+    pools = [await world.scaler.find(name) for name in ("far", "farther", "f")]
+    waking = [asyncio.ensure_future(pool.acquire()) for pool in pools]
+    await wait_for(lambda: world.fleet.began == ["far", "f"])
+    finding = [asyncio.ensure_future(world.scaler.find("nothing")) for _ in range(3)]
+    await wait_for(lambda: asked)
+    finding[0].cancel()
+    await asyncio.wait(finding[:1])
+    gate.set()
+    for found in finding[1:]:
+        with pytest.raises(NotFound):
+            await found
+    await asyncio.gather(*waking)
+    assert asked == ["nothing"]
+
+
 async def test_failed_wake_is_told_to_all_that_wait() -> None:
     """They get the error; the next request wakes again."""
     world = World(Scale(concurrency=4))
