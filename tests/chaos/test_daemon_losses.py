@@ -7,6 +7,7 @@ left of what died, and host and journal agree.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import urllib.error
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from fixtures.commands import journal_of, wait_until
@@ -55,6 +57,13 @@ def through_gateway(gateway: str, name: str, path: str = "") -> tuple[int, bytes
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
+
+
+def metrics_of(served: DaemonProcess) -> str:
+    """What Prometheus reads."""
+    transport = httpx.HTTPTransport(uds=str(served.socket))
+    with httpx.Client(transport=transport, timeout=30) as http:
+        return http.get("http://torpor/metrics").text
 
 
 def kind_of(body: bytes) -> str:
@@ -307,6 +316,13 @@ def test_store_that_hangs(lazy_settings: Settings, deployed: Settings, minio: Mi
             minio.go_on()
             ask_slice(gateway, 0)
             assert len(victim.check()) == 3
+            told = metrics_of(served)
+            assert 'torpor_cold_start_seconds_count{source="store-lazy"} 1.0' in told
+            assert 'torpor_cold_start_seconds_bucket{le="0.1",source="local"}' in told
+            assert re.search(r'torpor_pager_windows{source="pushed"} [1-9]', told)
+            assert 'torpor_pager_stall_seconds{source="awaited"}' in told
+            assert re.search(r'torpor_store_errors_total{error="\w+"} [1-9]', told)
+            assert served.said().count("CloneIP=") == 3
             client.stop(sorted(victim.check()))
 
 

@@ -1,4 +1,4 @@
-"""`bench cycles` with one function and few rounds: what it prints, and that nothing grows."""
+"""`bench cycles` and `bench burst` with few functions: what they print; nothing grows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.nodes import EXAMPLES
+from torpor.bench.burst import bench_burst
 from torpor.bench.cycles import bench_cycles, slope
 
 if TYPE_CHECKING:
@@ -36,6 +37,26 @@ async def test_what_it_measures(node: Node) -> None:
         assert min(samples[2:]) <= max(samples[:2]), name
     assert set(printed["slots"]["samples"]) == {0}
     assert "bench-0" not in {name for one in node.functions() for name in one.names}
+
+
+async def test_what_burst_measures(node: Node) -> None:
+    """The time of each answer and wake, the wakes in their order, and what it is promised of."""
+    report = await bench_burst(node, function=EXAMPLES / "hello", runs=1, count=2)
+    printed = json.loads(json.dumps(report.to_dict()))
+    assert {name: len(one["samples"]) for name, one in printed["series"].items()} == {
+        "alone answer": 10,
+        "alone wake queued": 1,
+        "alone wake": 1,
+        "alone last answer": 1,
+        "alone cpu each": 1,
+        "burst answer": 20,
+        "burst wake queued": 2,
+        "burst wake": 2,
+        "burst last answer": 1,
+        "burst cpu each": 1,
+    }
+    assert len(printed["parameters"]["order of wakes, round 1"]) == 2
+    assert printed["promises"].keys() == {"burst cpu each/alone cpu each"}
 
 
 def test_slope() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, Protocol
 
 from opentelemetry.trace import Tracer
@@ -162,18 +164,17 @@ class Daemon:
                 raise
         app = create_app(self.state, self._metrics)
         if settings.api_listen:
-            self._add(Guard(app, token=settings.api_token), settings.api_listen)
+            self._add(Guard(app, token=settings.api_token), listen_tcp(settings.api_listen))
         path = settings.socket_path()
-        local, guarded = listen_unix(path), Guard(app, token=None)
-        self._listeners.append(Listener(guarded, local, drain_s=settings.drain_s, path=path))
+        self._add(Guard(app, token=None), listen_unix(path), path)
         for listener in self._listeners:
             await listener.start()
         for work in (Uploader(self._node).run(), self._watch()):
             self._background.append(asyncio.ensure_future(work))
 
-    def _add(self, guarded: Guard, address: str) -> None:
-        listening = listen_tcp(address)
-        self._listeners.append(Listener(guarded, listening, drain_s=self._settings.drain_s))
+    def _add(self, app: Guard, listening: socket.socket, path: Path | None = None) -> None:
+        drain_s, head_s = self._settings.drain_s, self._settings.gateway_header_timeout_s
+        self._listeners.append(Listener(app, listening, drain_s=drain_s, head_s=head_s, path=path))
 
     async def _watch(self) -> None:
         """Remove what died; what cannot be looked at now is looked at again."""

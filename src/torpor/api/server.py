@@ -8,10 +8,12 @@ import os
 import socket
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from torpor.errors import HostUnfit, InvalidInput
 
@@ -27,16 +29,53 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+class _Impatient(H11Protocol):
+    """A connection that ends when a request's head is not there in time."""
+
+    head_s: ClassVar[float]
+    _until: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._until is None:
+            self._until = self.loop.call_later(self.head_s, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._until is not None:
+            self._until.cancel()
+            self._until = None
+
+
 class Listener:
     """Serves an application on one listening socket until it is stopped."""
 
     def __init__(
-        self, app: ASGIApp, listening: socket.socket, *, drain_s: float, path: Path | None = None
+        self,
+        app: ASGIApp,
+        listening: socket.socket,
+        *,
+        drain_s: float,
+        head_s: float,
+        path: Path | None = None,
     ) -> None:
-        """`path` is that of a Unix socket."""
+        """`head_s`: a request's head must arrive within this. `path` is that of a Unix socket."""
         config = uvicorn.Config(
             app,
-            http="h11",  # it limits a request's head
+            # h11 limits the size of a request's head
+            http=type("Impatient", (_Impatient,), {"head_s": head_s}),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from torpor.bench.report import Report, host_parameters
+from torpor.bench.report import Report, at_least, at_most, host_parameters
 from torpor.errors import NotFound, ProgramFailed
 from torpor.gateway import Gateway
 from torpor.gateway.fleet import Deployed, Ready, View, Woken
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _NAME: Final = "bench-gateway"
 _SCALE: Final = Scale(concurrency=256, max=1, idle_ms=3_600_000)
 _SECONDS: Final = 3
+_GROWS_MB: Final = 16.0
 _CONNECTIONS: Final = (1, 16)
 _LATENCY: Final = re.compile(r"^ +(50|90|99)% +([0-9.]+)(us|ms|s) *$", re.MULTILINE)
 _RATE: Final = re.compile(r"^Requests/sec: +([0-9.]+)$", re.MULTILINE)
@@ -71,7 +72,13 @@ class StubFleet:
 
 
 async def bench_gateway(
-    node: Node, *, function: Path, runs: int, vm: bool, stream_bytes: int = GiB
+    node: Node,
+    *,
+    function: Path,
+    runs: int,
+    vm: bool,
+    stream_bytes: int = GiB,
+    seconds: int = _SECONDS,
 ) -> Report:
     """Each round: wrk with 1 and 16 connections on the function directly, then by the gateway.
 
@@ -84,7 +91,7 @@ async def bench_gateway(
             **host_parameters(),
             "cpus": os.cpu_count(),
             "function": str(function) if vm else "stub",
-            "seconds": _SECONDS,
+            "seconds": seconds,
             "runs": runs,
             "load_at_begin": [round(load, 1) for load in os.getloadavg()],
         },
@@ -94,12 +101,16 @@ async def bench_gateway(
         async with target as (gateway, direct):
             for number in range(runs):
                 node.parts.reporter.say(f"round {number + 1} of {runs}")
-                await _round(report, gateway, direct)
+                await _round(report, gateway, direct, seconds)
         async with _stubbed(node, port) as (gateway, _):
             node.parts.reporter.say("streaming a long body")
             await _stream(report, gateway, stream_bytes)
     for connections in _CONNECTIONS:
         report.compare(f"gateway c{connections} rate", f"direct c{connections} rate")
+    report.promises["stream rss grown"] = at_most(_GROWS_MB)
+    if not vm:  # a function in an emulated VM takes longer than all that is promised here
+        report.promises["added p50"] = at_most(1.5)
+        report.promises[f"gateway c{_CONNECTIONS[-1]} rate"] = at_least(1500)
     return report
 
 
@@ -144,12 +155,12 @@ async def listening(gateway: Gateway) -> AsyncIterator[Gateway]:
         await gateway.drain(deadline_s=5)
 
 
-async def _round(report: Report, gateway: Gateway, direct: str) -> None:
+async def _round(report: Report, gateway: Gateway, direct: str, seconds: int) -> None:
     host, port = gateway.address
     through = f"http://{host}:{port}/f/{_NAME}/"
     for connections in _CONNECTIONS:
         for way, url in (("direct", direct), ("gateway", through)):
-            text = await in_thread(_wrk, url, connections)
+            text = await in_thread(_wrk, url, connections, seconds)
             prefix = f"{way} c{connections}"
             for name, value, unit in _read_wrk(text):
                 report.add(f"{prefix} {name}", value, unit)
@@ -158,10 +169,10 @@ async def _round(report: Report, gateway: Gateway, direct: str) -> None:
     report.add("added p50", added_ms - report.series[f"direct {alone}"].samples[-1], "ms")
 
 
-def _wrk(url: str, connections: int) -> str:
+def _wrk(url: str, connections: int, seconds: int) -> str:
     text = run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{_SECONDS}s", "--latency", url],
-        timeout_s=_SECONDS + 30,
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url],
+        timeout_s=seconds + 30,
         hint="`make setup` installs wrk",
     )
     if "Non-2xx" in text or "Socket errors" in text:
@@ -196,6 +207,7 @@ async def _stream(report: Report, gateway: Gateway, size_bytes: int) -> None:
     report.add("stream", size_bytes / took_s / 1e6, "MB/s")
     report.add("stream rss before", before / 1e6, "MB")
     report.add("stream rss most", most / 1e6, "MB")
+    report.add("stream rss grown", (most - before) / 1e6, "MB")
 
 
 def rss_bytes() -> int:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from torpor.config import Settings
     from torpor.node.node import Node
 
+log = logging.getLogger("torpor.serve")
+
 _PAIR: Final = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=(.*?)(?=\s[A-Za-z_]\w*=|$)")
 _TEXT: Final = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 
@@ -126,6 +128,9 @@ def _is_asked_to_end() -> bool:
 
 def _say(text: str) -> None:
     """A line on standard error; that may be a file on a full disk, which is no reason to end."""
+    if any(isinstance(handler.formatter, _JsonLines) for handler in logging.root.handlers):
+        log.info(text)
+        return
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()

@@ -25,7 +25,8 @@ def lasting(
     """A daemon on TCP too, for the tests of a module that change nothing."""
     home = tmp_path_factory.mktemp("lasting") / "a"
     subprocess.run(["cp", "-a", template.home.path, home], check=True)
-    with daemon(home, "--api", "127.0.0.1:0", api_token=TOKEN) as running:
+    quick = {"gateway_header_timeout_s": "2"}
+    with daemon(home, "--api", "127.0.0.1:0", api_token=TOKEN, **quick) as running:
         yield running
 
 

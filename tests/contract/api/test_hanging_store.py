@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.error
 import urllib.request
@@ -82,7 +83,7 @@ def test_store_that_hangs(a: Furnished, b: Home, mortal_minio: MinioServer) -> N
     mortal_minio.hang()
     with (
         daemon(a.home.path, **settings) as first,
-        daemon(b.path, **settings) as second,
+        daemon(b.path, **settings, log_format="json") as second,
         first.client() as on_a,
         second.client() as on_b,
         ThreadPoolExecutor(40) as pool,
@@ -117,3 +118,5 @@ def test_store_that_hangs(a: Furnished, b: Home, mortal_minio: MinioServer) -> N
         mortal_minio.go_on()
         first.start()
         wait_until(lambda: on_a.status().pending == ())
+    lines = [json.loads(line) for line in second.said().splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))

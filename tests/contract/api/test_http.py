@@ -160,6 +160,21 @@ def test_requests_that_are_too_large(lasting: DaemonProcess, local: httpx.Client
     assert local.get("/v1/functions").status_code == 200
 
 
+def test_slow_heads(lasting: DaemonProcess, local: httpx.Client) -> None:
+    """A request's head that does not arrive in time ends its connection, on both listeners."""
+    with (
+        raw_connection(lasting) as again,
+        socket.create_connection(lasting.tcp_address(), timeout=30) as slow,
+    ):
+        slow.sendall(b"GET /v1/status HTTP/1.1\r\nHost")
+        again.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\nGET /v1")
+        assert again.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert slow.recv(100) == b""
+        while again.recv(4096):
+            pass
+    assert local.get("/v1/status").status_code == 200
+
+
 def test_failures_may_be_tried_again(local: httpx.Client) -> None:
     """What failed under an idempotency key is done anew; a malformed key is refused."""
     headers = {"Idempotency-Key": "one"}
@@ -194,6 +209,8 @@ def test_metrics(local: httpx.Client) -> None:
         "torpor_store_bytes_total",
         "torpor_pager_up",
         "torpor_gateway_connections",
+        "torpor_gateway_queued",
+        "torpor_gateway_wakes_total",
     ):
         assert name in answer.text, name
 
