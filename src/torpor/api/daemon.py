@@ -34,7 +34,7 @@ from torpor.node.events import Event
 from torpor.node.journal_rows import InstanceRow
 from torpor.node.node import Node
 from torpor.node.reconcile import reconcile
-from torpor.node.stalls import LITTLE_BYTES, revive
+from torpor.node.stalls import LITTLE_BYTES, Suspects, revive
 from torpor.node.uploads import Uploader
 from torpor.vmm.interface import finish
 
@@ -78,6 +78,7 @@ class Daemon:
         self._hurried = asyncio.Event()
         self._drained = False
         self._was_full = True  # perhaps, while no daemon was here
+        self._suspects = Suspects()
         self._collects = False
 
     @classmethod
@@ -192,9 +193,14 @@ class Daemon:
         node, home = self._node, self._settings.home
         await in_thread(node.paging.clear_dead)
         await reconcile(node.parts, node.instances, node.paging)
-        if self._was_full and not is_full(home):
-            await revive(node.parts, node.instances)
-        self._was_full = is_full(home, below_bytes=LITTLE_BYTES)
+        if not is_full(home):
+            only = self._suspects.find(await in_thread(node.parts.journal.instances))
+            unasked = await revive(
+                node.parts, node.instances, only=None if self._was_full else only
+            )
+            self._suspects.forget(unasked)
+            self._was_full = bool(unasked) and self._was_full
+        self._was_full |= is_full(home, below_bytes=LITTLE_BYTES)
         if self._collects:  # a snapshot that only those instances needed that are gone
             self._collects = False
             if await collect(node.parts) is None:

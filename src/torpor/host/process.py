@@ -53,6 +53,14 @@ class ProcessId:
             return False
         return start_ticks == self.start_ticks and state != "Z"
 
+    def cpu_ticks(self) -> int:
+        """Processor time so far of all its threads, in clock ticks; 0 when the process is gone."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return int(fields[11]) + int(fields[12])
+
     def signal(self, signum: signal.Signals) -> None:
         """Send a signal; does nothing when the process is gone."""
         with contextlib.suppress(ProcessLookupError), _pidfd(self) as fd:
