@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-import pytest
+from typing import TYPE_CHECKING
 
 from torpor.host.process import ProcessId
 from torpor.node.journal_rows import InstanceRow
 from torpor.node.stalls import Suspects
+
+if TYPE_CHECKING:
+    import pytest
 
 ME = ProcessId(1, 1)
 
