@@ -1,6 +1,8 @@
 # `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+# Images of Python set it: then each of some hundred processes would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := .venv/bin/pytest
 
 # Tests that change the host - namespaces, links, mounts, VMs - run one after the other; the others in
@@ -8,7 +10,7 @@ PYTEST := .venv/bin/pytest
 # run beside the serial ones, one VM at a time and with what these leave of the processors.
 SERIAL := host or vm or chaos or kvm
 KVM_LOG := .pytest-kvm.log
-PARALLEL := $(PYTEST) -n 2 --dist worksteal
+PARALLEL := $(PYTEST) -n 2 --dist worksteal --durations=25
 
 .PHONY: help setup setup-test demo test test-kvm test-fast lint format settings lock bench wheel clean
 
@@ -28,9 +30,9 @@ demo: setup ## show the main job on two nodes
 test: setup-test ## all tests; the later ones run too when earlier ones fail
 	@status=0; \
 	$(PARALLEL) -m "not ($(SERIAL))" tests || status=$$?; \
-	TORPOR_TEST_RIGS=1 nice $(PYTEST) tests/kvm >$(KVM_LOG) 2>&1 & kvm=$$!; \
+	TORPOR_TEST_RIGS=1 nice $(PYTEST) --durations=25 tests/kvm >$(KVM_LOG) 2>&1 & kvm=$$!; \
 	trap 'kill $$kvm' INT TERM; \
-	$(PYTEST) -m "($(SERIAL)) and not kvm" tests || status=$$?; \
+	$(PYTEST) --durations=25 -m "($(SERIAL)) and not kvm" tests || status=$$?; \
 	wait $$kvm || status=$$?; cat $(KVM_LOG); \
 	exit $$status
 
