@@ -6,9 +6,6 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.table import Table
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,6 +25,9 @@ def print_table(
     to: TextIO | None = None,
 ) -> None:
     """A table on standard output or another stream; `empty` on standard error without rows."""
+    from rich.console import Console  # loaded where a table is drawn, not by each command
+    from rich.table import Table
+
     if not rows:
         Console(stderr=True).print(empty)
         return
