@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from fixtures.homes import Home
 from torpor.cli.main import app
 
 TORPOR = Path(sys.executable).with_name("torpor")
@@ -67,13 +68,14 @@ def test_every_command_has_an_example(words: tuple[str, ...]) -> None:
 )
 def test_listings_of_an_empty_home(tmp_path: Path, words: tuple[str, ...]) -> None:
     """`--json` gives a list, before or after the command; people get words on standard error."""
+    home = Home(tmp_path, "")
     for line in ((*words, "--json"), ("--json", *words)):
-        answer = torpor(*line, home=tmp_path)
-        assert answer.returncode == 0, answer.stderr
-        assert isinstance(json.loads(answer.stdout), list)
-    answer = torpor(*words, home=tmp_path)
-    assert answer.returncode == 0
-    assert answer.stdout.strip() or answer.stderr.startswith("no ")
+        answer = home.run(*line)
+        assert answer.code == 0, answer.err
+        assert isinstance(json.loads(answer.out), list)
+    answer = home.run(*words)
+    assert answer.code == 0
+    assert answer.out.strip() or answer.err.startswith("no ")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,26 @@ def test_listings_of_an_empty_home(tmp_path: Path, words: tuple[str, ...]) -> No
 )
 def test_errors(tmp_path: Path, words: tuple[str, ...], code: int, text: str) -> None:
     """Exit code and words of what users get wrong; nothing on standard output."""
+    answer = Home(tmp_path, "").run(*words)
+    assert answer.code == code, answer.err
+    assert text in answer.err
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("rm", "nobody"), 3, "there is no function 'nobody'"),
+        (("no-such-command",), 2, "No such command"),
+        (("net", "check", "--log-line", "nonsense"), 2, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_errors_of_the_program(
+    tmp_path: Path, words: tuple[str, ...], code: int, text: str
+) -> None:
+    """The same of a process of its own: what the commands above end with is what a shell sees."""
     answer = torpor(*words, home=tmp_path)
     assert answer.returncode == code, answer.stderr
     assert text in answer.stderr
