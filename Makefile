@@ -5,10 +5,11 @@ SHELL := /bin/bash
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := .venv/bin/pytest
 
-# Tests that change the host - namespaces, links, mounts, VMs - run one after the other; the others in
-# two processes. `slow` ones are for `make test` alone. Those of level 1 are in VMs of their own: they
-# run beside the serial ones, one VM at a time and with what these leave of the processors.
-SERIAL := host or vm or chaos or kvm
+# Tests that change the host - namespaces, links, mounts, VMs - run in two processes that are each on a
+# host of its own, in network and mounts; the others before them. `slow` ones are for `make test` alone.
+# Those of level 1 are in VMs of their own: they run beside those of the host, one VM at a time and
+# with what these leave of the processors.
+HOST := host or vm or chaos or kvm
 KVM_LOG := .pytest-kvm.log
 PARALLEL := $(PYTEST) -n 2 --dist worksteal --durations=25
 
@@ -29,10 +30,10 @@ demo: setup ## show the main job on two nodes
 
 test: setup-test ## all tests; the later ones run too when earlier ones fail
 	@status=0; \
-	$(PARALLEL) -m "not ($(SERIAL))" tests || status=$$?; \
+	$(PARALLEL) -m "not ($(HOST))" tests || status=$$?; \
 	TORPOR_TEST_RIGS=1 nice $(PYTEST) --durations=25 tests/kvm >$(KVM_LOG) 2>&1 & kvm=$$!; \
 	trap 'kill $$kvm' INT TERM; \
-	$(PYTEST) --durations=25 -m "($(SERIAL)) and not kvm" tests || status=$$?; \
+	$(PARALLEL) --own-hosts -m "($(HOST)) and not kvm" tests || status=$$?; \
 	wait $$kvm || status=$$?; cat $(KVM_LOG); \
 	exit $$status
 
@@ -40,7 +41,7 @@ test-kvm: setup-test ## tests under real KVM, in a level-1 VM
 	@$(PYTEST) tests/kvm
 
 test-fast: setup-test ## in less than a minute: no VMs, no host, nothing slow
-	@$(PARALLEL) -m "not ($(SERIAL) or slow)" tests
+	@$(PARALLEL) -m "not ($(HOST) or slow)" tests
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

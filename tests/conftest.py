@@ -12,9 +12,11 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-SERIAL = ("host", "vm", "chaos", "kvm")
+ROOMS = ("host", "vm", "chaos", "kvm")
 
 pytest_plugins = [
+    "fixtures.memory",
+    "fixtures.own_hosts",
     "fixtures.minio",
     "fixtures.leaks",
     "fixtures.two_homes",
@@ -27,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is in a directory of tests that change the host: one of the two runs takes it."""
     for item in items:
         room = item.path.relative_to(Path(__file__).parent).parts[0]
-        if room in SERIAL and not any(item.get_closest_marker(name) for name in SERIAL):
+        if room in ROOMS and not any(item.get_closest_marker(name) for name in ROOMS):
             item.add_marker(room)
 
 

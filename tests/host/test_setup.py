@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("network_of_the_host")]
 
 ROOT = Path(__file__).parents[2]
 CACHE = os.environ.get("TORPOR_CACHE", "/var/cache/torpor")

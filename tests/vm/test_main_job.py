@@ -134,7 +134,7 @@ async def test_eight_clones_differ_in_all_that_must(
     for key in ("hostname", "instance", "random"):
         assert len({answer[key] for answer in answers}) == 8, key
     assert len({clone.address for clone in clones}) == 8
-    assert all(early < 1 and late < 1 for early, late in skews), skews
+    assert all(early < 5 and late < 5 for early, late in skews), skews  # of a year
 
 
 async def test_stop_ends_the_process_and_logs_tell_the_console(node: Node) -> None:

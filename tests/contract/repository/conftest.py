@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures.exchange import RAM, Exchange, TestNode, make_key
+from fixtures.exchange import Exchange, TestNode, make_key
 from fixtures.forging import Forger
+from fixtures.memory import RAM
 from fixtures.spoiling import Pushed, kept
 from torpor.config import Settings
 from torpor.snapshot.repository.keys import plain_keyring

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fixtures.exchange import RAM, Exchange, TestNode, assert_same
+from fixtures.exchange import Exchange, TestNode, assert_same
+from fixtures.memory import RAM
 from torpor.config import Settings
 from torpor.errors import DataError, ObjectMissing, StoreError, StoreUnreachable, TorporError
 from torpor.snapshot.repository.pushing import PushOptions

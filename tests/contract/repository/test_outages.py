@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures.exchange import RAM, Exchange, assert_same
+from fixtures.exchange import Exchange, assert_same
 from fixtures.faulty_http import FaultyProxy, Spoil
+from fixtures.memory import RAM
 from torpor.config import Settings
 from torpor.errors import StoreUnreachable
 from torpor.snapshot.repository.pushing import PushOptions

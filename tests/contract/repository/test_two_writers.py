@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fixtures.exchange import RAM, Exchange, TestNode, assert_same
+from fixtures.exchange import Exchange, TestNode, assert_same
+from fixtures.memory import RAM
 from torpor.config import Settings
 from torpor.errors import Conflict
 from torpor.store.faults import Fault, Faults

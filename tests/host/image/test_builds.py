@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.own_hosts import outside
 from torpor.errors import HostUnfit, NoSpace, ProgramFailed
 from torpor.host.cancel import Cancelled, CancelToken, _token
 from torpor.host.enclosure import run_enclosed
@@ -24,7 +25,7 @@ from torpor.image.spec import ImageSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("network_of_the_host")]
 
 PACKAGES = ("busybox-static",)
 BUILD = """
@@ -72,7 +73,8 @@ def start_build(library: Path, *, umask: str = "022", **environ: str) -> subproc
 def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of the packages' image."""
     library = ImageLibrary(tmp_path_factory.mktemp("plain") / "lib")
-    return library.build(ImageSpec(packages=PACKAGES), progress=lambda _: None).digest
+    with outside():
+        return library.build(ImageSpec(packages=PACKAGES), progress=lambda _: None).digest
 
 
 @pytest.fixture

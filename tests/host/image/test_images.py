@@ -20,7 +20,7 @@ from torpor.units import Digest
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("network_of_the_host")]
 
 APP_BYTES = 1 << 20
 

@@ -19,13 +19,13 @@ from fixtures.exchange import (
     DISK_BYTES,
     MEMORY_BYTES,
     PAGE_BYTES,
-    RAM,
     Exchange,
     TestNode,
     assert_same,
     make_key,
 )
 from fixtures.forging import LARGEST
+from fixtures.memory import RAM
 from torpor.config import Settings
 from torpor.snapshot.repository.pushing import PushOptions
 from torpor.snapshot.windows import WINDOW_BYTES

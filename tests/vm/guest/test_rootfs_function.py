@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.nodes import EXAMPLES, running
+from fixtures.vms import make_images
 from torpor.config import Settings
 from torpor.errors import Conflict
 from torpor.host.cancel import in_thread
@@ -92,6 +93,7 @@ async def test_function_on_a_rootfs_directory(settings: Settings, tmp_path: Path
 
 async def test_thumbs_makes_a_smaller_picture(deployed: Settings) -> None:
     """The example with Pillow: deployed from its directory, it resizes a posted picture."""
+    await in_thread(make_images, "thumbs")
     async with Node.open(deployed) as node:
         await node.deploy(EXAMPLES / "thumbs")
         try:
