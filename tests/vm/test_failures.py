@@ -87,10 +87,15 @@ async def test_command_that_is_not_there(node: Node, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kill", [False, True], ids=["fails", "killed"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_vmm_that_fails_at_each_step(
-    imaged_settings: Settings, step: str, kill: bool
+    request: pytest.FixtureRequest, step: str, kill: bool
 ) -> None:
-    """Whatever step of a deploy QEMU fails or dies at: VmmFailed, and nothing is left."""
-    settings = dataclasses.replace(imaged_settings, boot_timeout_s=30)
+    """Whatever step of a deploy QEMU fails or dies at: VmmFailed, and nothing is left.
+
+    Failures meet the base that is being made, deaths the function where a base is there.
+    """
+    has_base = kill and step not in ("boot", "start")
+    made = request.getfixturevalue("based_settings" if has_base else "imaged_settings")
+    settings = dataclasses.replace(made, boot_timeout_s=30)
     driver = FailingDriver(settings, step=step, kill=kill)
     async with Node.open(settings, driver=driver) as node:
         with pytest.raises(VmmFailed):
