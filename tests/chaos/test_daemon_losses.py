@@ -42,7 +42,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.chaos]
 
 PLACES = (
     *("fuse taken", "fuse answering", "fuse answered", "recovering"),
-    *("asked open", "opening", "opened", "registered", "published", "answering open"),
+    *("asked begin", "opening", "answering begin", "asked complete", "opened", "registered"),
+    *("published", "answering complete"),
     *("asked go", "answering go", "fetching", "fetched"),
     *("asked hydrate", "asked close", "answering close"),
 )

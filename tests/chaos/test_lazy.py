@@ -39,7 +39,8 @@ KILLS_IN_RESTORES = 8
 OUTAGE_S = 5.0
 PLACES = (
     *("fuse taken", "fuse answering", "fuse answered", "recovering"),
-    *("asked open", "opening", "opened", "registered", "published", "answering open"),
+    *("asked begin", "opening", "answering begin", "asked complete", "opened", "registered"),
+    *("published", "answering complete"),
     *("asked go", "answering go", "fetching", "fetched"),
     *("asked hydrate", "asked close", "answering close"),
 )

@@ -47,7 +47,7 @@ class Remote(FarStore):
             repository = Repository(
                 open_store(settings), parse_keyring(self.target.key, source="the benchmark")
             )
-            return repository.read_snapshot(*repository.resolve(_REF)).memory.stored_bytes
+            return repository.read_resolved(repository.resolve(_REF)).memory.stored_bytes
 
         return inside(self.link.node_side, read)
 

@@ -130,6 +130,18 @@ def copy_sparse(source: Path, target: Path) -> int:
             raise no_space_of(error, target) from error
 
 
+def fill_sparse(source: Path, target: Path) -> int:
+    """Copy a file's data into one that is all holes, whoever has that open; returns its bytes.
+
+    A reflink where the file system makes one. Raises NoSpace.
+    """
+    with _opened(source, os.O_RDONLY) as reader, _opened(target, os.O_WRONLY) as writer:
+        try:
+            return _copy(reader, writer)
+        except OSError as error:
+            raise no_space_of(error, target) from error
+
+
 def copy_extents(source: Path, target: Path, *, size_bytes: int, extents: Sequence[Extent]) -> None:
     """Copy what lies in the extents to a new file of `size_bytes`, whose rest is holes.
 

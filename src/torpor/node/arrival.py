@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torpor.errors import HostUnfit
 from torpor.host.cancel import in_thread
+from torpor.node.paging import Coming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +21,32 @@ if TYPE_CHECKING:
     from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
+
+
+class Arrival:
+    """A snapshot to be woken that may be on its way to this node. Belongs to one asyncio loop.
+
+    `snapshot` is enough to start a VM: outline of the manifest, memory and images. Device state and
+    disk are there after `complete`. The caller holds the files lock shared until then.
+    """
+
+    def __init__(self, coming: Coming, timeline: Timeline | None = None) -> None:
+        self._coming = coming
+        self._timeline = timeline
+        self.snapshot = coming.snapshot
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing of the snapshot."""
+        return self._timeline is None
+
+    async def complete(self) -> LocalSnapshot:
+        """The snapshot with all files to restore from. Raises what a pull raises."""
+        if self._timeline is not None:
+            with self._timeline.step("open"):
+                self.snapshot = await in_thread(self._coming.complete)
+            self._timeline = None
+        return self.snapshot
 
 
 class Arrivals:
@@ -38,52 +66,57 @@ class Arrivals:
         self._paging = paging
         self._remote = remote
 
-    async def get(
+    async def begin(
         self, reference: str, timeline: Timeline, *, expect: Digest | None = None
-    ) -> LocalSnapshot:
-        """A snapshot by name or digest, with files to restore from.
+    ) -> Arrival:
+        """A snapshot by name or digest, from the store if need be.
 
-        `timeline` gets the step `open` or `pull`, when there is something to do. Raises what a pull
-        raises.
+        `timeline` gets the steps `open` or `pull`, when there is something to do. Raises what a
+        pull raises.
         """
         here = None
         if not await in_thread(self._remote.newer, reference):
             here = await in_thread(self._catalogue.find, reference, expect=expect)
         if here is None:
-            fetched = await self._from_store(reference, timeline, expect)
-            await in_thread(self._remote.took, reference, fetched.digest)
-            return fetched
+            return await self._from_store(reference, timeline, expect)
         if here.served is None:
-            return here
+            return Arrival(Coming.of(here))
         return await self._arrive(
             timeline,
-            lazily=partial(self._paging.open, here.digest, timeline=timeline),
+            lazily=partial(self._paging.begin, here.digest, timeline=timeline),
             whole=partial(self._exchange.complete, here.digest),
         )
 
     async def _from_store(
         self, reference: str, timeline: Timeline, expect: Digest | None
-    ) -> LocalSnapshot:
+    ) -> Arrival:
         def pull() -> LocalSnapshot:
-            return self._exchange.pull(reference, expect=expect)[0].snapshot
+            return took(self._exchange.pull(reference, expect=expect)[0].snapshot)
 
-        open_it = partial(self._exchange.open, reference, expect=expect, timeline=timeline)
-        return await self._arrive(timeline, lazily=open_it, whole=pull)
+        def begin() -> Coming:
+            coming = self._exchange.begin(reference, expect=expect, timeline=timeline)
+            return replace(coming, complete=lambda: took(coming.complete()))
+
+        def took(snapshot: LocalSnapshot) -> LocalSnapshot:
+            self._remote.took(reference, snapshot.digest)
+            return snapshot
+
+        return await self._arrive(timeline, lazily=begin, whole=pull)
 
     async def _arrive(
         self,
         timeline: Timeline,
         *,
-        lazily: Callable[[], LocalSnapshot],
+        lazily: Callable[[], Coming],
         whole: Callable[[], LocalSnapshot],
-    ) -> LocalSnapshot:
+    ) -> Arrival:
         """Opened in the store if wakes are lazy; fetched if they are not, and without FUSE."""
         settings = self._parts.settings
         if settings.lazy and settings.transfer == "repository":
             try:
                 with timeline.step("open"):
-                    return await in_thread(lazily)
+                    return Arrival(await in_thread(lazily), timeline)
             except HostUnfit as error:
                 self._parts.reporter.say(f"{error}: fetching the snapshot whole first")
         with timeline.step("pull"):
-            return await in_thread(whole)
+            return Arrival(Coming.of(await in_thread(whole)))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torpor.node.catalogue import Catalogue, NamedSnapshot
-    from torpor.node.paging import Paging
+    from torpor.node.paging import Coming, Paging
     from torpor.node.parts import Parts
     from torpor.node.timeline import Timeline
     from torpor.snapshot.local import LocalSnapshot
@@ -133,15 +133,21 @@ class Exchange:
             digest, manifest, report = self._fetch(reference, expect)
             return self._keep(reference, digest, manifest), report
 
-    def open(
+    def begin(
         self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
-    ) -> LocalSnapshot:
+    ) -> Coming:
         """Have the pager open a snapshot of the store, which becomes its name here as in `pull`.
 
-        The caller holds the files lock shared. `timeline` as in `Paging.open`.
+        The caller holds the files lock shared until it is complete. `timeline` as in
+        `Paging.begin`.
         """
-        snapshot = self._paging.open(reference, expect=expect, timeline=timeline)
-        return self._keep(reference, snapshot.digest, snapshot.manifest).snapshot
+        coming = self._paging.begin(reference, expect=expect, timeline=timeline)
+
+        def complete() -> LocalSnapshot:
+            snapshot = coming.complete()
+            return self._keep(reference, snapshot.digest, snapshot.manifest).snapshot
+
+        return replace(coming, complete=complete)
 
     def complete(self, digest: Digest) -> LocalSnapshot:
         """Fetch a snapshot whole that this node has but for its memory; its names stay as they are.

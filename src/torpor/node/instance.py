@@ -26,12 +26,13 @@ from torpor.errors import (
 from torpor.host.barrier import reach
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.process import find_processes_in
-from torpor.host.sparse import copy_sparse
+from torpor.host.sparse import fill_sparse
 from torpor.image.kernel import KERNEL_CMDLINE
 from torpor.image.scratch import make_empty_app, make_scratch
+from torpor.node.arrival import Arrival
 from torpor.node.fitting import check_fits
 from torpor.node.live import Instance
-from torpor.node.paging import Files
+from torpor.node.paging import Coming, Files
 from torpor.node.parts import log
 from torpor.node.timeline import Timeline
 from torpor.vmm.interface import VmConfig, Vmm, VmmState, finish
@@ -127,14 +128,38 @@ class Instances:
         label: str = "",
         timeline: Timeline | None = None,
     ) -> Instance:
-        """Make an instance from a snapshot; it is ready when this returns.
+        """Make an instance from a snapshot of this node; it is ready when this returns.
 
         `app` is the app disk to attach to a base; `files` are to be used in place of the
         snapshot's own, which hold the same. Raises Incompatible before anything is made, then as
         `boot` does; each names the window when the pager could not get one.
         """
-        manifest = snapshot.manifest
         timeline = timeline or Timeline()
+        arrival = Arrival(Coming.of(snapshot))
+        return await self._restore(arrival, app=app, files=files, label=label, timeline=timeline)
+
+    async def wake(self, arrival: Arrival, timeline: Timeline) -> Instance:
+        """`restore` of a snapshot that may be on its way: the VMM is started meanwhile.
+
+        Raises what kept it from coming, too.
+        """
+        try:
+            return await self._restore(arrival, timeline=timeline)
+        except (TorporError, OSError):  # its files may be gone because it could not be opened
+            await arrival.complete()
+            raise
+
+    async def _restore(
+        self,
+        arrival: Arrival,
+        *,
+        timeline: Timeline,
+        app: Path | None = None,
+        files: Files | None = None,
+        label: str = "",
+    ) -> Instance:
+        snapshot = arrival.snapshot
+        manifest = snapshot.manifest
         with timeline.step("check"):
             await in_thread(check_fits, self._parts, self._paging, snapshot)
         function = manifest.function
@@ -142,8 +167,7 @@ class Instances:
         async with self._making(
             label, function=function, snapshot=snapshot.digest, timeline=timeline
         ) as making:
-            with timeline.step("scratch"):
-                await in_thread(copy_sparse, snapshot.disk, making.directory / "scratch")
+            await in_thread(_make_zeros, making.directory / "scratch", manifest.disk.size_bytes)
             if function is None and app is None:
                 app = making.directory / "app"
                 await in_thread(make_empty_app, app, manifest.machine.app_bytes)
@@ -155,21 +179,22 @@ class Instances:
                 driver.create(config), manifest.machine, manifest.image, snapshot
             )
             try:
-                await self._start_restored(instance, snapshot, files)
+                await self._start_restored(instance, arrival, files)
             except (VmmFailed, GuestFailed, DeadlineExceeded) as error:
                 raise await in_thread(self._paging.explain, error, snapshot) from None
             return instance
 
-    async def _start_restored(
-        self, instance: Instance, snapshot: LocalSnapshot, files: Files
-    ) -> None:
-        timeline = instance.timeline
+    async def _start_restored(self, instance: Instance, arrival: Arrival, files: Files) -> None:
+        timeline, snapshot = instance.timeline, arrival.snapshot
         await in_thread(self._paging.note_files, instance.directory, files)
         async with entered_in_thread(self._paging.pushed(snapshot, files)):
             with timeline.step("vmm start"):
                 await instance.vmm.start()
             reach("vmm started")
             self._record_process(instance)
+        instance.parent = snapshot = await arrival.complete()
+        with timeline.step("scratch"):
+            await in_thread(fill_sparse, snapshot.disk, instance.directory / "scratch")
         with timeline.step("load"):
             await instance.vmm.load(snapshot.vmstate)
         with timeline.step("resume"):

@@ -405,17 +405,17 @@ class Node:
     ) -> Instance:
         try:
             async with self._using_files():
-                snapshot = await self._arrivals.get(reference, timeline, expect=expect)
-                if snapshot.manifest.function is None:
+                arrival = await self._arrivals.begin(reference, timeline, expect=expect)
+                if arrival.snapshot.manifest.function is None:
                     raise InvalidInput(
                         f"{reference!r} is a base and has no function in it",
                         hint="restore a function or the snapshot of an instance",
                     )
                 if self.parts.settings.snapshots == "off":
-                    return await self._deployer.start_booted(snapshot, timeline)
-                instance = await self.instances.restore(snapshot, timeline=timeline)
+                    return await self._deployer.start_booted(await arrival.complete(), timeline)
+                instance = await self.instances.wake(arrival, timeline)
                 try:
-                    await in_thread(self.paging.hydrate, snapshot)
+                    await in_thread(self.paging.hydrate, arrival.snapshot)
                 except BaseException:
                     await finish(self.instances.destroy(instance.id, vmm=instance.vmm))
                     raise

@@ -19,19 +19,19 @@ from torpor.host.cancel import uncancelled
 from torpor.host.sparse import copy_sparse
 from torpor.node.keyring import keyring_text
 from torpor.node.parts import log
+from torpor.node.timeline import Timeline
 from torpor.pager import trial
 from torpor.pager.client import PagerClient
 from torpor.pager.control import PagerGone
 from torpor.pager.source import Source
-from torpor.snapshot.local import parse_unique, unique_name
+from torpor.snapshot.local import LocalSnapshot, parse_unique, unique_name
+from torpor.snapshot.manifest import decode_outline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.parts import Parts
-    from torpor.node.timeline import Timeline
-    from torpor.snapshot.local import LocalSnapshot
     from torpor.units import Digest
 
 E = TypeVar("E", bound=TorporError)
@@ -51,6 +51,23 @@ class Files:
     image: Path
     app: Path | None
     paged: bool
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A snapshot that may be on its way to this node.
+
+    Of its manifest the outline is here, of its files the pager's: memory and images. `complete`,
+    blocking, waits for the rest and returns the snapshot as it is then; it raises what a pull does.
+    """
+
+    snapshot: LocalSnapshot
+    complete: Callable[[], LocalSnapshot]
+
+    @classmethod
+    def of(cls, snapshot: LocalSnapshot) -> Coming:
+        """One of which nothing is missing."""
+        return cls(snapshot, lambda: snapshot)
 
 
 class Paging:
@@ -81,25 +98,49 @@ class Paging:
             at = served.paths
             yield served, Files(at["memory"], at["image"], at.get("app"), paged=True)
 
-    def open(
-        self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
-    ) -> LocalSnapshot:
+    def open(self, reference: str) -> LocalSnapshot:
         """Open a snapshot of the store by ref or digest; it then is among this node's.
 
-        `timeline` gets the pager's start and what it did as parts of its step `open`. The caller
-        holds the files lock shared. Raises what a pull raises, and HostUnfit.
+        The caller holds the files lock shared. Raises what a pull raises, and HostUnfit.
         """
-        source = self._source()
+        return self.begin(reference).complete()
+
+    def begin(
+        self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
+    ) -> Coming:
+        """Begin to open a snapshot: what its ref says is enough to start a VM from its files.
+
+        `timeline` gets the pager's start and what it did as parts of its step `open`. The caller
+        holds the files lock shared until it is complete. Raises what a pull raises, and HostUnfit.
+        """
+        source, timeline = self._source(), timeline or Timeline()
         here = [info.digest for info in self._parts.images.list()]
         began_s = time.monotonic()
         self.client.ensure()
-        started_s = time.monotonic()
-        served = self.client.open(reference, source, expect=expect, here=here, push=self.pushes)
-        if timeline is not None:
-            timeline.add_part("pager start", began_s, started_s, of="open")
-            for name, begin_s, end_s in served.spans:
+        timeline.add_part("pager start", began_s, time.monotonic(), of="open")
+        begun = self.client.begin(reference, source, expect=expect, here=here, push=self.pushes)
+
+        def complete() -> LocalSnapshot:
+            spans = self.client.complete(begun.digest)
+            if spans is None:  # the pager died; its VM's files are there again with the new one's
+                spans = self.client.open(
+                    reference, source, expect=begun.digest, here=here, push=self.pushes
+                ).spans
+            for name, begin_s, end_s in spans:
                 timeline.add_part(name, begin_s, end_s, of="open")
-        return self._parts.snapshots.get(served.digest)
+            return self._parts.snapshots.get(begun.digest)
+
+        if not begun.outline:
+            return Coming.of(complete())
+        return Coming(
+            LocalSnapshot(
+                begun.digest,
+                decode_outline(begun.outline, begun.digest),
+                self._parts.snapshots.root / begun.digest,
+                served=begun.files["memory"],
+            ),
+            complete,
+        )
 
     def prepare(self) -> None:
         """Start the pager and let it connect to the store before anything is to be woken."""

@@ -17,7 +17,7 @@ from torpor.errors import Conflict, DataError, InvalidInput, NotFound, StoreErro
 from torpor.host.barrier import reach
 from torpor.node.parts import log
 from torpor.node.tables import ANYTHING, Remotes
-from torpor.snapshot.repository.repository import BrokenRef, Repository, StoredRef
+from torpor.snapshot.repository.stored import BrokenRef, StoredRef
 from torpor.units import Digest, is_name
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torpor.node.exchange import Exchange
     from torpor.node.parts import Parts
     from torpor.node.tables import RemoteRow
+    from torpor.snapshot.repository.repository import Repository
 
 _SILENT_S: Final = 5.0
 

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -45,11 +45,13 @@ _ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(128 
 class Served:
     """An open snapshot: where its files are, by name: memory, and the image and app that lack.
 
-    `spans`: when the pager did what of the opening.
+    `outline`: what the ref says of its manifest while that is still to come, else empty. `spans`:
+    when the pager did what of the opening.
     """
 
     digest: Digest
     files: dict[str, Path]
+    outline: bytes = b""
     spans: tuple[Span, ...] = ()
 
 
@@ -77,8 +79,25 @@ class PagerClient:
         push: bool = True,
     ) -> Served:
         """Open a snapshot; it then is among the node's. Raises what the pager raises."""
+        for _ in range(_TRIES):
+            begun = self.begin(reference, source, expect=expect, here=here, push=push)
+            spans = self.complete(begun.digest)
+            if spans is not None:
+                return replace(begun, spans=spans)
+        raise PagerGone("the pager ended", reason="again and again while it opened a snapshot")
+
+    def begin(
+        self,
+        reference: str,
+        source: Source,
+        *,
+        expect: Digest | None = None,
+        here: Sequence[str] = (),
+        push: bool = True,
+    ) -> Served:
+        """Begin to open a snapshot: its files are served, but it is not among the node's yet."""
         answer = self._ask(
-            "open",
+            "begin",
             start=True,
             reference=reference,
             source=msgspec.to_builtins(source),
@@ -89,7 +108,15 @@ class PagerClient:
         files = {
             name: self._places.mount.joinpath(*parts) for name, parts in answer["files"].items()
         }
-        return Served(answer["digest"], files, tuple(Span(*span) for span in answer["spans"]))
+        return Served(answer["digest"], files, answer["outline"].encode())
+
+    def complete(self, digest: Digest) -> tuple[Span, ...] | None:
+        """Wait until what was begun is among the node's snapshots; when the pager did what of it.
+
+        None if another pager began it, which has died. Raises what the pager raises.
+        """
+        answer = self._ask("complete", digest=digest)
+        return tuple(Span(*span) for span in answer["spans"]) if answer["known"] else None
 
     def prepare(self, source: Source) -> None:
         """Start the pager and let it connect to a store. Raises HostUnfit, StoreError."""

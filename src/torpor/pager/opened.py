@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torpor.host.threads import submit
 from torpor.pager.served import Content, StoredFile
+from torpor.snapshot.manifest import outline_of
 from torpor.snapshot.repository.records import Kind, damaged
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from torpor.pager.pushing import Pusher
     from torpor.pager.registry import Registry
     from torpor.pager.served import ServedFiles
-    from torpor.pager.source import OpenSource
-    from torpor.snapshot.repository.records import ImageLink
+    from torpor.pager.source import OpenSource, Source
+    from torpor.pager.spans import Spans
+    from torpor.snapshot.manifest import Manifest
+    from torpor.snapshot.repository.records import ImageLink, RefRecord
+    from torpor.snapshot.repository.stored import Resolved, StoredSnapshot
     from torpor.units import Digest
 
     MakeFile = Callable[[OpenSource, int, concurrent.futures.Future[Content]], StoredFile]
@@ -35,6 +39,36 @@ class Served:
     users: int = 1
 
 
+@dataclass(frozen=True)
+class Job:
+    """An opening: what was asked for, and what its ref or digest was found to mean."""
+
+    source: Source
+    opened_source: OpenSource
+    found: Resolved
+    here: frozenset[str]
+    push: bool
+    outline: Manifest | None = None
+    """What a pager before this one was told by a ref that is not asked again."""
+
+    def lacking(self, record: RefRecord | StoredSnapshot) -> tuple[ImageLink, ...]:
+        """The images of a snapshot that the node has not itself."""
+        return tuple(image for image in record.images if image.digest not in self.here)
+
+    def check(self, stored: StoredSnapshot) -> None:
+        """Raise Damaged unless the record is that of the outline."""
+        if self.outline is not None and self.outline != outline_of(stored.manifest):
+            raise damaged(stored.link.key, "it is not what its ref says of it")
+
+
+@dataclass(frozen=True)
+class Coming:
+    """An opening under way or over: `ended` has no result but the error that it failed with."""
+
+    spans: Spans
+    ended: concurrent.futures.Future[None] = field(default_factory=concurrent.futures.Future)
+
+
 @dataclass
 class Opened:
     """A snapshot that is open: memory, disk and, by the names that segments use, its images.
@@ -46,6 +80,8 @@ class Opened:
     memory: Served
     disk: Served
     images: dict[str, tuple[ImageLink, Served]]
+    mapped: threading.Event = field(default_factory=threading.Event)
+    """Set when somebody has opened the files: the kernel keeps pages for them from then on."""
     pusher: Pusher | None = None
     hydration: Hydration | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -129,10 +165,3 @@ class ServedImages:
             return Content(stored.content, stored.domain)
 
         return submit(self._pool, read)
-
-
-def arrived(content: Content) -> concurrent.futures.Future[Content]:
-    """A map that is here already."""
-    future: concurrent.futures.Future[Content] = concurrent.futures.Future()
-    future.set_result(content)
-    return future

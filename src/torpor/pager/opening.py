@@ -1,7 +1,8 @@
 """Opening a snapshot for a wake: ref, then manifest and the wake object's beginning side by side.
 
-Two serial round trips, one when the digest is known. The records of images come after that, while
-the VMM starts: a read of an image waits for its record.
+Two serial round trips, one when the digest is known. What the ref says of the manifest is enough to
+serve the files and to start a VMM meanwhile. The records of images come after that: a read of an
+image waits for its record, as one of memory waits for its map.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from torpor.errors import Conflict, Damaged, NotFound, ObjectMissing
+from torpor.errors import Damaged, ObjectMissing
 from torpor.host.sparse import hash_extents, write_at
 from torpor.host.threads import submit
 from torpor.pager.expected import Arrival
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from torpor.snapshot.local import LocalSnapshots
     from torpor.snapshot.repository.filemap import FileMap
-    from torpor.snapshot.repository.records import Link, SegmentRecord, WakeLink
-    from torpor.snapshot.repository.repository import Repository, StoredSnapshot, WakeHeader
-    from torpor.units import Digest
+    from torpor.snapshot.repository.records import SegmentRecord, WakeLink
+    from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.stored import Resolved, StoredSnapshot, WakeHeader
 
 _BEGINNING_BYTES: Final = 192 * 1024
 
@@ -46,33 +47,9 @@ class OpenedSnapshot:
     beginning: bytes
 
 
-def resolve(
-    repository: Repository, reference: str, *, expect: Digest | None
-) -> tuple[Digest, Link, WakeLink | None]:
-    """What a ref or digest means: one request for a ref. Raises NotFound, Conflict."""
-    if len(reference) == 64:
-        digest, link = repository.resolve(reference)
-        return digest, link, None
-    ref = repository.read_ref(reference)
-    if ref is None:
-        raise NotFound(
-            f"there is no {reference!r}, neither on this node nor in the store",
-            hint="`torpor ls` and `torpor snapshot ls` list what is here; push it where it is",
-        )
-    if expect is not None and ref.record.snapshot != expect:
-        raise Conflict(
-            f"{reference} points to snapshot {ref.record.snapshot[:12]}, not to {expect[:12]}",
-            reason="it was moved, or an old ref was put back",
-            hint="ask whoever pushed it which snapshot is the right one",
-        )
-    return ref.record.snapshot, ref.record.manifest, ref.record.wake
-
-
 def open_snapshot(
     repository: Repository,
-    digest: Digest,
-    link: Link,
-    wake: WakeLink | None,
+    resolved: Resolved,
     pool: concurrent.futures.ThreadPoolExecutor,
     *,
     spans: Spans | None = None,
@@ -83,12 +60,13 @@ def open_snapshot(
     Incompatible naming the object.
     """
     clock = spans or Spans()
-    beginning = None
+    ref, beginning = resolved.ref, None
+    wake = None if ref is None else ref.record.wake
     if wake is not None:
         beginning = submit(pool, lambda: _read_beginning(repository, wake, clock))
     with clock.span("manifest"):
-        encoded = repository.read_linked(link, Kind.MANIFEST)
-        stored = repository.decode_snapshot(digest, link, encoded)
+        encoded = repository.read_linked(resolved.link, Kind.MANIFEST)
+        stored = repository.decode_resolved(resolved, encoded)
     data = b"" if beginning is None else beginning.result()
     if wake != stored.wake:  # by digest, or a ref that names another push's wake object
         data = _read_beginning(repository, stored.wake, clock)

@@ -14,32 +14,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from torpor.errors import Damaged, NotFound, TorporError
+from torpor.errors import Damaged, InternalError, NotFound, TorporError
 from torpor.pager import opening
 from torpor.pager.cache import open_or_none
 from torpor.pager.fetcher import Fetcher
 from torpor.pager.hydrating import Hydration
 from torpor.pager.kept import KeptCopies
-from torpor.pager.opened import Opened, Served, ServedImages, arrived
+from torpor.pager.opened import Coming, Job, Opened, Served, ServedImages
 from torpor.pager.pushing import Pusher, Room, WakeData
 from torpor.pager.registry import Entry, Registry
 from torpor.pager.served import Content, StoredFile
 from torpor.pager.source import open_source
 from torpor.pager.spans import Spans
 from torpor.snapshot.local import LocalSnapshots
+from torpor.snapshot.manifest import decode_outline, encode_manifest
+from torpor.snapshot.repository.stored import Resolved
 from torpor.store.metrics import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torpor.host.fuse.files import Node
     from torpor.host.fuse.server import Server
     from torpor.pager.opening import OpenedSnapshot
     from torpor.pager.served import ServedFiles
     from torpor.pager.source import OpenSource, Source
-    from torpor.snapshot.repository.filemap import FileMap
+    from torpor.snapshot.manifest import Manifest
     from torpor.snapshot.repository.records import ImageLink
-    from torpor.snapshot.repository.repository import StoredSnapshot
+    from torpor.snapshot.repository.stored import StoredSnapshot
     from torpor.units import Digest
 
 _FETCHERS: Final = 6
@@ -98,6 +100,7 @@ class Pager:
         self._pool = concurrent.futures.ThreadPoolExecutor(_FETCHERS, "open")
         self._lock = threading.Lock()
         self._turns: dict[Digest, threading.Lock] = {}
+        self._coming: dict[Digest, Coming] = {}
         self._opened: dict[Digest, Opened] = {}
         self._images = ServedImages(files, self._registry, self._pool, self._file)
         self._sources: dict[Source, OpenSource] = {}
@@ -105,7 +108,7 @@ class Pager:
 
     # what clients ask
 
-    def open(
+    def begin(
         self,
         reference: str,
         source: Source,
@@ -114,35 +117,61 @@ class Pager:
         here: Sequence[str],
         push: bool,
     ) -> dict[str, Any]:
-        """Open a snapshot by ref or digest; the images in `here` are the node's own business.
+        """Begin to open a snapshot by ref or digest, for a VM that is started meanwhile.
 
-        It appears among the node's snapshots with its memory served. Without `push` its working
-        set is left to demand. One that is open already stays as it is, but what could not be had of
-        it is asked for again. `spans` say when each part of this began and ended: resolve, and for
-        one that was not open manifest, wake object, publish. Raises what `opening` raises.
+        Answers when the ref has come: the snapshot's files are served then, and reads wait for what
+        is still to come. `outline` is what the ref says of its manifest, as JSON. It is empty when
+        the ref says nothing, for a digest, and for what is open already: then `complete` answers at
+        once. The images in `here` are the node's own business; without `push` the working set is
+        left to demand. One that is open already stays as it is, but what could not be had of it is
+        asked for again. Raises what `opening` raises.
         """
         opened_source, spans = self._source(source), Spans()
-        repository = opened_source.repository
         self._trace("opening")
         with spans.span("resolve"):
-            digest, link, wake = opening.resolve(repository, reference, expect=expect)
-        with self._turn(digest):
+            found = opened_source.repository.resolve(reference, expect=expect)
+        digest, outline = found.digest, found.ref.outline if found.ref else None
+        turn: threading.Lock | None = self._take_turn(digest)
+        try:
+            coming = self._coming[digest] = Coming(spans)
             known = self._opened.get(digest)
-            if known is None or not self._is_published(digest):
-                opened = opening.open_snapshot(
-                    repository, digest, link, wake, self._pool, spans=spans
-                )
-                self._trace("opened")
-                images = tuple(i for i in opened.stored.images if i.digest not in here)
-                entry = Entry(source, digest, opened.stored.link, images)
-                with spans.span("publish"):
-                    known = self._serve(entry, opened_source, opened, push=push)
-            self._try_again(known)
-        return {
-            "digest": digest,
-            "files": {name: s.node.parts for name, s in known.files.items()},
-            "spans": spans.ended(),
-        }
+            if known is not None and self._is_published(digest):
+                self._try_again(known)
+                coming.ended.set_result(None)
+                return self._begun(digest, known, None)
+            job = Job(source, opened_source, found, frozenset(here), push)
+            if known is not None or outline is None:
+                self._fulfil(coming, job, known)
+                coming.ended.set_result(None)
+                return self._begun(digest, self._get(digest), None)
+            assert found.ref is not None
+            assert turn is not None
+            images = job.lacking(found.ref.record)
+            entry = Entry(source, digest, found.link, images, encode_manifest(outline))
+            self._registry.add(entry, None)
+            self._trace("registered")
+            known = self._announce(opened_source, digest, outline, images)
+            self._end_later(turn, coming, job, known)
+            turn = None
+            return self._begun(digest, known, outline)
+        except BaseException:
+            self._coming.pop(digest, None)
+            raise
+        finally:
+            if turn is not None:
+                turn.release()
+
+    def complete(self, digest: Digest) -> dict[str, Any]:
+        """Wait until a snapshot that was begun is among the node's; raises what keeps it from that.
+
+        `spans` say when each part of the opening began and ended: resolve, and for one that was not
+        open manifest, wake object, publish. One that this pager did not begin is not `known`.
+        """
+        coming = self._coming.get(digest)
+        if coming is None:
+            return {"known": False, "spans": []}
+        coming.ended.result()
+        return {"known": True, "spans": coming.spans.ended()}
 
     def prepare(self, source: Source) -> dict[str, Any]:
         """Connect to a store, so that the first wake from it need not. Raises StoreError."""
@@ -151,10 +180,8 @@ class Pager:
         return {}
 
     def go(self, digest: Digest) -> dict[str, Any]:
-        """Push the working set: the client has opened the files."""
-        pusher = self._get(digest).pusher
-        if pusher is not None:
-            pusher.go()
+        """Push the working set, as soon as it is known: the client has opened the files."""
+        self._get(digest).mapped.set()
         return {}
 
     def wait_pushed(self, digest: Digest, timeout_s: float) -> dict[str, Any]:
@@ -183,14 +210,20 @@ class Pager:
 
     def close(self, digest: Digest) -> dict[str, Any]:
         """Serve a snapshot no more; how many are open still."""
-        with self._turn(digest):
+        turn = self._take_turn(digest)
+        try:
+            self._coming.pop(digest, None)
             self._drop(digest)
+        finally:
+            turn.release()
         return {"open": len(self._opened)}
 
     def opened(self) -> dict[str, Any]:
-        """What is open."""
+        """What is open; not what is just being opened, which nobody can close before that ends."""
+        coming = self._coming.copy()
         with self._lock:
-            return {"digests": list(self._opened)}
+            digests = list(self._opened)
+        return {"digests": [d for d in digests if d not in coming or coming[d].ended.done()]}
 
     def failure(self, digest: Digest) -> dict[str, Any]:
         """Why a window of the snapshot could not be had, empty if none was missing."""
@@ -217,13 +250,21 @@ class Pager:
     # a new pager goes on
 
     def recover(self) -> None:
-        """Serve what the last pager served, before anything is answered. Asks no store."""
+        """Serve what the last pager served, before anything is answered. Asks no store for that.
+
+        What it was just opening is opened in the background, and its working set not pushed.
+        """
         for digest in self._registry.digests():
             try:
                 entry, encoded = self._registry.read(digest)
                 source = self._source(entry.source)
+                if encoded is None:
+                    outline = decode_outline(entry.outline, digest)
+                    self._go_on_opening(source, entry, outline)
+                    continue
                 stored = source.repository.decode_snapshot(digest, entry.link, encoded)
-                self._add(source, stored, entry.images)
+                made = self._announce(source, digest, stored.manifest, entry.images)
+                self._bring_maps(made, stored)
             except (OSError, TorporError, msgspec.MsgspecError) as error:
                 log.error("cannot go on with %s: %s", digest, error)
                 self._registry.remove(digest)
@@ -235,26 +276,106 @@ class Pager:
         """Whether the node has the snapshot: a pager may have died before it was complete."""
         return (self._snapshots.root / digest / "manifest.json").exists()
 
-    def _serve(
-        self, entry: Entry, source: OpenSource, opened: OpenedSnapshot, *, push: bool
+    def _begun(self, digest: Digest, opened: Opened, outline: Manifest | None) -> dict[str, Any]:
+        return {
+            "digest": digest,
+            "files": {name: served.node.parts for name, served in opened.files.items()},
+            "outline": "" if outline is None else encode_manifest(outline).decode(),
+        }
+
+    def _announce(
+        self,
+        source: OpenSource,
+        digest: Digest,
+        outline: Manifest,
+        images: Sequence[ImageLink],
     ) -> Opened:
-        digest = entry.digest
-        known = self._opened.get(digest)
-        if known is None:
-            self._registry.add(entry, opened.manifest_object)
-            self._trace("registered")
+        """Serve a snapshot's files; where their windows lie may be known later."""
+        memory, disk = (
+            self._serve_file(source, digest, name, size_bytes)
+            for name, size_bytes in (
+                ("memory", outline.memory.size_bytes),
+                ("disk", outline.disk.size_bytes),
+            )
+        )
+        function = outline.function
+        served = {
+            "app" if function and image.digest == function.app else "image": (
+                image,
+                self._images.serve(source, image),
+            )
+            for image in images
+        }
+        made = Opened(source, memory, disk, served)
+        with self._lock:
+            self._opened[digest] = made
+        return made
+
+    def _bring_maps(self, made: Opened, stored: StoredSnapshot) -> None:
+        made.memory.file.arriving.set_result(Content(stored.memory, stored.domain))
+        made.disk.file.arriving.set_result(Content(stored.disk, stored.domain))
+        if self._cache is not None:
+            self._cache.protect(stored.memory.packed_ids())
+
+    def _go_on_opening(self, source: OpenSource, entry: Entry, outline: Manifest) -> None:
+        found = Resolved(entry.digest, entry.link)
+        images = frozenset(image.digest for image in entry.images)
+        wanted = [outline.image, *([outline.function.app] if outline.function else [])]
+        here = frozenset(wanted) - images
+        job = Job(entry.source, source, found, here, push=False, outline=outline)
+        coming = self._coming[entry.digest] = Coming(Spans())
+        known = self._announce(source, entry.digest, outline, entry.images)
+        self._end_later(self._take_turn(entry.digest), coming, job, known)
+
+    def _end_later(self, turn: threading.Lock, coming: Coming, job: Job, made: Opened) -> None:
+        """Do the rest of an opening in a thread of its own, which frees the turn."""
+        arguments = (turn, coming, job, made)
+        threading.Thread(target=self._end, args=arguments, name="open", daemon=True).start()
+
+    def _end(self, turn: threading.Lock, coming: Coming, job: Job, made: Opened) -> None:
         try:
-            made = known or self._add(source, opened.stored, entry.images)
-            if push and made.pusher is None and opened.wake.working_set:
-                made.pusher = self._push(made, opened)
-            memory = self._home / "pager" / "mount" / Path(*made.memory.node.parts)
-            opening.publish(source.repository, opened, self._snapshots, memory=memory)
-        except BaseException:
-            if known is None:
-                self._drop(digest)
+            self._fulfil(coming, job, made)
+        except TorporError as error:
+            coming.ended.set_exception(error)
+        except Exception as error:
+            log.exception("opening failed")
+            coming.ended.set_exception(InternalError("the pager failed", reason=repr(error)))
+        else:
+            coming.ended.set_result(None)
+        finally:
+            turn.release()
+
+    def _fulfil(self, coming: Coming, job: Job, known: Opened | None) -> None:
+        """Everything of an opening that asks for more than the ref; on failure nothing is open."""
+        digest, repository = job.found.digest, job.opened_source.repository
+        served_before = known is not None and known.memory.file.known_map is not None
+        try:
+            opened = opening.open_snapshot(repository, job.found, self._pool, spans=coming.spans)
+            self._trace("opened")
+            job.check(opened.stored)
+            with coming.spans.span("publish"):
+                made = known or self._register(job, opened)
+                if job.push and made.pusher is None and opened.wake.working_set:
+                    made.pusher = self._push(made, opened)
+                if not served_before:
+                    self._registry.add_manifest(digest, opened.manifest_object)
+                    self._bring_maps(made, opened.stored)
+                memory = self._home / "pager" / "mount" / Path(*made.memory.node.parts)
+                opening.publish(repository, opened, self._snapshots, memory=memory)
+        except BaseException as error:
+            if not served_before:
+                failure = error if isinstance(error, TorporError) else None
+                self._drop(digest, failure=failure)
             raise
         self._trace("published")
-        return made
+
+    def _register(self, job: Job, opened: OpenedSnapshot) -> Opened:
+        """Serve a snapshot whose ref said nothing of its manifest."""
+        stored, images = opened.stored, job.lacking(opened.stored)
+        entry = Entry(job.source, stored.digest, stored.link, images)
+        self._registry.add(entry, opened.manifest_object)
+        self._trace("registered")
+        return self._announce(job.opened_source, stored.digest, stored.manifest, images)
 
     def _push(self, made: Opened, opened: OpenedSnapshot) -> Pusher:
         """Push the working set; of disks keep at hand what came with the wake object's beginning.
@@ -282,39 +403,16 @@ class Pager:
             targets,
             kept=self._kept,
             room=self._room,
+            mapped=made.mapped,
             at_hand=at_hand,
             trace=self._trace,
         )
         pusher.start()
         return pusher
 
-    def _add(
-        self, source: OpenSource, stored: StoredSnapshot, images: tuple[ImageLink, ...]
-    ) -> Opened:
-        memory, disk = (
-            self._serve_file(source, stored, name, content)
-            for name, content in (("memory", stored.memory), ("disk", stored.disk))
-        )
-        function = stored.manifest.function
-        served = {
-            "app" if function and image.digest == function.app else "image": (
-                image,
-                self._images.serve(source, image),
-            )
-            for image in images
-        }
-        made = Opened(source, memory, disk, served)
-        if self._cache is not None:
-            self._cache.protect(stored.memory.packed_ids())
-        with self._lock:
-            self._opened[stored.digest] = made
-        return made
-
-    def _serve_file(
-        self, source: OpenSource, stored: StoredSnapshot, name: str, content: FileMap
-    ) -> Served:
-        file = self._file(source, content.size_bytes, arrived(Content(content, stored.domain)))
-        return Served(file, self._files.serve(("snapshots", stored.digest, name), file))
+    def _serve_file(self, source: OpenSource, digest: Digest, name: str, size_bytes: int) -> Served:
+        file = self._file(source, size_bytes, concurrent.futures.Future())
+        return Served(file, self._files.serve(("snapshots", digest, name), file))
 
     def _file(
         self, source: OpenSource, size_bytes: int, arriving: concurrent.futures.Future[Content]
@@ -327,12 +425,16 @@ class Pager:
         for served in (opened.memory, opened.disk):
             served.file.try_again()
 
-    def _drop(self, digest: Digest) -> None:
+    def _drop(self, digest: Digest, *, failure: TorporError | None = None) -> None:
+        """Serve a snapshot no more; `failure` is what kept its maps from coming."""
         with self._lock:
             opened = self._opened.pop(digest, None)
         self._registry.remove(digest)
         if opened is None:
             return
+        failure = failure or NotFound(f"snapshot {digest[:12]} is served no more")
+        for served in (opened.memory, opened.disk):
+            served.file.give_up(failure)
         works = [work for work in (opened.pusher, opened.hydration) if work is not None]
         for work in works:
             work.stop()
@@ -340,8 +442,9 @@ class Pager:
             *(self._files.withdraw(served.node.parts) for served in (opened.memory, opened.disk)),
             *self._images.withdraw(opened.images.values()),
         ]
-        if self._cache is not None:
-            self._cache.unprotect(opened.memory.file.map.packed_ids())
+        known = opened.memory.file.known_map
+        if self._cache is not None and known is not None:
+            self._cache.unprotect(known.packed_ids())
         release = threading.Thread(
             target=self._release, args=(works, nodes), name="release", daemon=True
         )
@@ -366,12 +469,12 @@ class Pager:
             raise NotFound(f"snapshot {digest[:12]} is not open in the pager")
         return opened
 
-    @contextlib.contextmanager
-    def _turn(self, digest: Digest) -> Iterator[None]:
+    def _take_turn(self, digest: Digest) -> threading.Lock:
+        """Who opens or closes a snapshot holds its lock; another thread may free it."""
         with self._lock:
-            lock = self._turns.setdefault(digest, threading.Lock())
-        with lock:
-            yield
+            turn = self._turns.setdefault(digest, threading.Lock())
+        turn.acquire()
+        return turn
 
     def _source(self, source: Source) -> OpenSource:
         with self._lock:

@@ -99,7 +99,8 @@ class _Clients:
         self._trace = trace
         self._ops: dict[str, Callable[..., dict[str, Any]]] = {
             "hello": self._hello,
-            "open": self._open,
+            "begin": self._begin,
+            "complete": pager.complete,
             "prepare": lambda source: pager.prepare(msgspec.convert(source, Source)),
             "go": pager.go,
             "wait_pushed": pager.wait_pushed,
@@ -162,7 +163,7 @@ class _Clients:
     def _hello(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "resend": self._connection.negotiated.has_resend}
 
-    def _open(
+    def _begin(
         self,
         reference: str,
         source: dict[str, Any],
@@ -170,7 +171,7 @@ class _Clients:
         here: list[str],
         push: bool,
     ) -> dict[str, Any]:
-        return self._pager.open(
+        return self._pager.begin(
             reference,
             msgspec.convert(source, Source),
             expect=None if expect is None else Digest(expect),

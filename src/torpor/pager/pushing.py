@@ -78,9 +78,10 @@ class Room:
 class Pusher:
     """Pushes one snapshot's working set in the background; `wait` for its end.
 
-    `targets` are the served files by the names that segments use, and their nodes. What is at
-    hand already, `at_hand`, readers have until the end. `trace` is told "push fetched" and "push
-    storing", in a thread of the push.
+    `targets` are the served files by the names that segments use, and their nodes. Nothing is
+    stored before `mapped` is set: somebody has opened the files, so the kernel has a page cache for
+    them. What is at hand already, `at_hand`, readers have until the end. `trace` is told "push
+    fetched" and "push storing", in a thread of the push.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Pusher:
         *,
         kept: KeptCopies,
         room: Room,
+        mapped: threading.Event,
         at_hand: Sequence[tuple[Expected, Arrival]] = (),
         patience_s: float = _PATIENCE_S,
         trace: Callable[[str], None] = lambda place: None,
@@ -107,11 +109,11 @@ class Pusher:
         self._lock = threading.Lock()
         self.counters = PushCounters()
         self._stop = threading.Event()
-        self._known = threading.Event()
+        self.mapped = mapped
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
     def start(self) -> None:
-        """Begin to fetch; returns at once. Nothing is pushed before `go`."""
+        """Begin to fetch; returns at once."""
         self.counters.began_s = time.monotonic()
         self._thread.start()
 
@@ -120,14 +122,10 @@ class Pusher:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def go(self) -> None:
-        """Push: somebody has opened the files, so the kernel has a page cache for them."""
-        self._known.set()
-
     def stop(self) -> None:
         """Begin nothing more."""
         self._stop.set()
-        self._known.set()
+        self.mapped.set()
 
     def _run(self) -> None:
         try:
@@ -152,11 +150,11 @@ class Pusher:
             return
         with self._room.taken, self._expected(batch) as arrivals:
             data = self._read(batch)
-            if self._known.wait(self._patience_s):
+            if self.mapped.wait(self._patience_s):
                 self._store_batch(batch, arrivals, data)
                 return
             del data
-        self._known.wait()
+        self.mapped.wait()
         with self._room.taken, self._expected(batch) as arrivals:
             if not self._stop.is_set():
                 self._store_batch(batch, arrivals, self._read(batch))

@@ -1,6 +1,7 @@
 """What a pager keeps on disk of what is open, so that its successor goes on without the store.
 
-    DIR/snapshots/<digest>/entry      source and links        manifest    the record's object
+    DIR/snapshots/<digest>/entry      source and links
+    DIR/snapshots/<digest>/manifest   the record's object; not there while that is still to come
     DIR/images/<digest>               an image's record, its object as it is in the store
 
 Entries hold the secrets of a source: all is of mode 0600 in directories of mode 0700.
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An open snapshot: where it came from, and the images that are served with it."""
+    """An open snapshot: where it came from, and the images that are served with it.
+
+    `outline` is what a ref said of its manifest, by which it is served until that comes.
+    """
 
     source: Source
     digest: Digest
     link: Link
     images: tuple[ImageLink, ...]
+    outline: bytes = b""
 
 
 class Registry:
@@ -43,14 +48,18 @@ class Registry:
         for path in (self._snapshots, self._images):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def add(self, entry: Entry, manifest_object: bytes) -> None:
-        """Keep an entry; it appears whole. Raises NoSpace, leaving nothing."""
+    def add(self, entry: Entry, manifest_object: bytes | None) -> None:
+        """Keep an entry, with the manifest if that is here; it appears whole.
+
+        Raises NoSpace, leaving nothing.
+        """
         fresh = self._snapshots / f".{entry.digest}"
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             fresh.mkdir(mode=0o700)
             _write(fresh / "entry", msgspec.msgpack.encode(entry))
-            _write(fresh / "manifest", manifest_object)
+            if manifest_object is not None:
+                _write(fresh / "manifest", manifest_object)
             shutil.rmtree(self._snapshots / entry.digest, ignore_errors=True)
             fresh.rename(self._snapshots / entry.digest)
         except OSError as error:
@@ -71,11 +80,22 @@ class Registry:
             else:
                 yield Digest(directory.name)
 
-    def read(self, digest: Digest) -> tuple[Entry, bytes]:
-        """An entry and the manifest's object. Raises OSError, MsgspecError."""
+    def add_manifest(self, digest: Digest, manifest_object: bytes) -> None:
+        """Keep the manifest of an entry, now that it is here. Raises NoSpace."""
+        try:
+            _write(self._snapshots / digest / "manifest", manifest_object)
+        except OSError as error:
+            raise NoSpace(
+                f"snapshot {digest[:12]} could not be opened", reason=str(error)
+            ) from None
+
+    def read(self, digest: Digest) -> tuple[Entry, bytes | None]:
+        """An entry, and the manifest's object if it had come. Raises OSError, MsgspecError."""
         directory = self._snapshots / digest
         entry = msgspec.msgpack.decode((directory / "entry").read_bytes(), type=Entry)
-        return entry, (directory / "manifest").read_bytes()
+        with contextlib.suppress(FileNotFoundError):
+            return entry, (directory / "manifest").read_bytes()
+        return entry, None
 
     def image(self, digest: Digest) -> bytes | None:
         """An image's record as it was kept, None if it was not."""

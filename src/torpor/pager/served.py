@@ -91,6 +91,18 @@ class StoredFile:
         return self._content.map
 
     @property
+    def known_map(self) -> FileMap | None:
+        """The map if it is here."""
+        if not self.arriving.done() or self.arriving.exception() is not None:
+            return None
+        return self.arriving.result().map
+
+    def give_up(self, failure: TorporError) -> None:
+        """The map does not come any more; nothing happens if it is here."""
+        if not self.arriving.done():
+            self.arriving.set_exception(failure)
+
+    @property
     def _content(self) -> Content:
         return self.arriving.result()
 

@@ -193,6 +193,30 @@ def decode_manifest(encoded: bytes, digest: Digest) -> Manifest:
     """
     if manifest_digest(encoded) != digest:
         raise Damaged(f"manifest of snapshot {digest[:12]} has another digest than its name")
+    return _decode_checked(encoded, digest)
+
+
+def outline_of(manifest: Manifest) -> Manifest:
+    """A manifest without the extents of its files, which can be many: all that a VM starts with."""
+    memory, disk = (
+        msgspec.structs.replace(file, extents=()) for file in (manifest.memory, manifest.disk)
+    )
+    return msgspec.structs.replace(manifest, memory=memory, disk=disk)
+
+
+def decode_outline(encoded: bytes, digest: Digest) -> Manifest:
+    """The outline of the snapshot with this digest. Raises as `decode_manifest` does.
+
+    Whether it is that snapshot's nobody can tell before its manifest is here.
+    """
+    return _decode_checked(encoded, digest)
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+def _decode_checked(encoded: bytes, digest: Digest) -> Manifest:
     version = _decode(encoded, _Versioned, digest).format
     if version > FORMAT:
         raise Incompatible(
@@ -205,10 +229,6 @@ def decode_manifest(encoded: bytes, digest: Digest) -> Manifest:
     if problem:
         raise Damaged(f"manifest of snapshot {digest[:12]} is inconsistent", reason=problem)
     return manifest
-
-
-class _Versioned(msgspec.Struct):
-    format: int
 
 
 def _decode(encoded: bytes, as_type: type[T], digest: Digest) -> T:

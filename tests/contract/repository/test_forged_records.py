@@ -73,7 +73,7 @@ def test_any_field(pushed: Pushed, node: TestNode, what: str) -> None:
     exchange = pushed.exchange
     accepted: set[Leaf] = set()
     with kept(exchange):
-        forger = Forger(exchange.store, exchange.keyring.current)
+        forger = Forger(exchange.store, exchange.keyring.current, outlined=what == "ref")
         if what == "snapshot":  # else the wake object's copy of the disk is used, not the map's
             del forger.wake["files"]["disk"]
         forger.publish()

@@ -121,7 +121,7 @@ def test_snapshot_whose_base_is_gone_is_not_taken_over(exchange: Exchange) -> No
 
 def test_record_that_no_reader_would_take(exchange: Exchange) -> None:
     """A record longer than its kind may be is not written."""
-    link = Link(key="k" * 20_000, size_bytes=1, hash=bytes(32))
+    link = Link(key="k" * 80_000, size_bytes=1, hash=bytes(32))
     ref_record = RefRecord(
         name="f",
         snapshot=exchange.function.digest,

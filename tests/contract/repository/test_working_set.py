@@ -46,9 +46,9 @@ TOUCHED = (
 def open_as(exchange: Exchange) -> OpenedSnapshot:
     """Open the function as a pager does."""
     repository = exchange.repository
-    digest, link, wake = opening.resolve(repository, "f", expect=exchange.function.digest)
+    resolved = repository.resolve("f", expect=exchange.function.digest)
     with ThreadPoolExecutor(1) as pool:
-        return opening.open_snapshot(repository, digest, link, wake, pool)
+        return opening.open_snapshot(repository, resolved, pool)
 
 
 @pytest.mark.parametrize("plain", [False, True])

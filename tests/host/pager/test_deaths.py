@@ -30,7 +30,8 @@ KILLS = 20
 READERS = 8
 PLACES = (
     *("fuse taken", "fuse answering", "fuse answered"),
-    *("asked open", "opening", "opened", "registered", "published", "answering open"),
+    *("asked begin", "opening", "answering begin", "asked complete", "opened", "registered"),
+    *("published", "answering complete"),
     *("asked go", "answering go", "push fetched", "push storing"),
     *("fetching", "fetched"),
     *("asked hydrate", "asked close", "answering close"),

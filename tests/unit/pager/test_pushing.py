@@ -97,7 +97,7 @@ class World:
         """A push that has begun."""
         server: Server = self.cache  # type: ignore[assignment]
         wake = WakeData(self.store, self.link, DOMAIN, self.records)
-        arguments = {"kept": self.kept, "room": Room(), **options}
+        arguments = {"kept": self.kept, "room": Room(), "mapped": threading.Event(), **options}
         pusher = Pusher(wake, server, self.targets, **arguments)  # type: ignore[arg-type]
         pusher.start()
         return pusher
@@ -105,7 +105,7 @@ class World:
     def push(self, **options: object) -> Pusher:
         """A push that has ended."""
         pusher = self.pusher(**options)
-        pusher.go()
+        pusher.mapped.set()
         assert pusher.wait(60)
         return pusher
 
@@ -168,7 +168,7 @@ def test_nothing_before_go(world: World) -> None:
     pusher = world.pusher(trace=lambda place: fetched.set() if place == "push fetched" else None)
     assert fetched.wait(60)
     assert world.cache.stored == []
-    pusher.go()
+    pusher.mapped.set()
     assert pusher.wait(60)
     assert world.is_complete()
 
@@ -180,7 +180,7 @@ def test_go_that_is_late(world: World) -> None:
     world.push(room=room)
     assert world.is_complete()
     world.cache.stored.clear()
-    late.go()
+    late.mapped.set()
     assert late.wait(60)
     assert world.is_complete()
 
@@ -250,7 +250,7 @@ def test_stop(world: World) -> None:
     world.store.inject(gate.fault(KEY))
     pusher = world.pusher()
     gate.wait()
-    pusher.go()
+    pusher.mapped.set()
     pusher.stop()
     gate.open()
     assert pusher.wait(60)
@@ -306,7 +306,7 @@ def test_readers_wait_for_what_is_being_brought(world: World) -> None:
         file, _ = world.targets["memory"]
         first = threads.submit(file.read, 2 * WINDOW_BYTES, 2 * WINDOW_BYTES)
         whole = threads.submit(file.read, 6 * WINDOW_BYTES, 4 * WINDOW_BYTES)
-        pusher.go()
+        pusher.mapped.set()
         gate.open()
         assert b"".join(first.result(60)) == content_of("memory", 2) + content_of("memory", 3)
         expected = [bytes(WINDOW_BYTES), *(content_of("memory", number) for number in (7, 8, 9))]
@@ -333,7 +333,7 @@ def test_readers_do_not_depend_on_a_push(
     fault = gate.fault(KEY, times=None)
     world.store.inject(fault if kind == "hang" else Fault("get_range", "flip", key=KEY, times=None))
     pusher = world.pusher()
-    pusher.go()
+    pusher.mapped.set()
     if kind == "hang":
         gate.wait()
     assert b"".join(file.read(2 * WINDOW_BYTES, WINDOW_BYTES)) == content_of("memory", 2)

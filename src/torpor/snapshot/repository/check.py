@@ -13,7 +13,8 @@ from torpor.snapshot.repository.fetching import Plan, open_window, read_request
 from torpor.snapshot.repository.known import locate
 from torpor.snapshot.repository.reachable import mark
 from torpor.snapshot.repository.records import LIMITS, IndexRecord, Kind, unseal
-from torpor.snapshot.repository.repository import index_key, pack_key, ref_key
+from torpor.snapshot.repository.repository import index_key, pack_key
+from torpor.snapshot.repository.stored import ref_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

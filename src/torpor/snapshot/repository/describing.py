@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torpor.snapshot.manifest import Manifest
     from torpor.snapshot.repository.domain import Domain
     from torpor.snapshot.repository.filemap import Entry, FileMap
-    from torpor.snapshot.repository.repository import Repository, StoredRef, StoredSnapshot
+    from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.stored import StoredRef, StoredSnapshot
     from torpor.units import Digest
 
 _PARALLEL: Final = 8
@@ -79,11 +80,8 @@ def describe(repository: Repository, reference: str) -> Description:
 
     Raises NotFound, Damaged, ObjectMissing, KeyMissing, Incompatible, StoreError.
     """
-    ref = None if len(reference) == 64 else repository.read_ref(reference)
-    digest, link = (
-        (ref.record.snapshot, ref.record.manifest) if ref else repository.resolve(reference)
-    )
-    stored = repository.read_snapshot(digest, link)
+    resolved = repository.resolve(reference)
+    digest, ref, stored = resolved.digest, resolved.ref, repository.read_resolved(resolved)
     base = _base_chunks(repository, stored)
     files = [
         _content("memory", stored.memory, base),
@@ -104,7 +102,7 @@ def describe(repository: Repository, reference: str) -> Description:
         base=stored.base.digest if stored.base else None,
         files=tuple(files),
         wake_bytes=stored.wake.size_bytes,
-        record_bytes=link.size_bytes,
+        record_bytes=stored.link.size_bytes,
         packs=len(packs),
     )
 

@@ -11,7 +11,16 @@ from torpor.snapshot.repository.records import LIMITS, Kind, damaged
 from torpor.units import parse_digest
 
 if TYPE_CHECKING:
-    from torpor.snapshot.repository.records import Link, RefRecord, SnapshotRecord, WakeLink
+    from collections.abc import Iterable, Sequence
+
+    from torpor.snapshot.manifest import Manifest
+    from torpor.snapshot.repository.records import (
+        ImageLink,
+        Link,
+        RefRecord,
+        SnapshotRecord,
+        WakeLink,
+    )
 
 _OVERHEAD_BYTES: Final = 1024
 """More than a record's header, salt, tag and encoding byte."""
@@ -35,17 +44,29 @@ def check_ref(key: str, record: RefRecord) -> None:
     _check_digest(key, record.snapshot)
     _check_link(key, Kind.MANIFEST, record.manifest)
     _check_wake(key, record.wake)
+    _check_images(key, record.images)
 
 
 def check_snapshot(key: str, record: SnapshotRecord) -> None:
     """Raise Damaged, naming the record's object, unless all that it points to can be."""
     _check_wake(key, record.wake)
-    for image in record.images:
-        _check_digest(key, image.digest)
-        _check_link(key, Kind.IMAGE, image.record)
+    _check_images(key, record.images)
     if record.base is not None:
         _check_digest(key, record.base.digest)
         _check_link(key, Kind.MANIFEST, record.base.manifest)
+
+
+def check_images(key: str, manifest: Manifest, images: Sequence[ImageLink]) -> None:
+    """Raise Damaged, naming the object, unless the images are those of the manifest."""
+    wanted = [manifest.image, *([manifest.function.app] if manifest.function else [])]
+    if sorted(wanted) != sorted(image.digest for image in images):
+        raise damaged(key, "its images are not the manifest's")
+
+
+def _check_images(key: str, images: Iterable[ImageLink]) -> None:
+    for image in images:
+        _check_digest(key, image.digest)
+        _check_link(key, Kind.IMAGE, image.record)
 
 
 def _check_digest(key: str, digest: str) -> None:

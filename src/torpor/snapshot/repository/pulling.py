@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torpor.errors import Conflict, Damaged, DataError, NoSpace, NotFound
+from torpor.errors import Damaged, DataError, NoSpace, NotFound
 from torpor.host.sparse import blake3_file, copy_sparse, hash_extents, is_zero_outside, punch_hole
 from torpor.snapshot.repository.fetching import Plan, fetch, zero_windows_between
 from torpor.snapshot.repository.records import damaged
@@ -31,12 +31,8 @@ if TYPE_CHECKING:
     from torpor.snapshot.manifest import Manifest, SparseFile
     from torpor.snapshot.repository.domain import Domain
     from torpor.snapshot.repository.filemap import Entry, FileMap
-    from torpor.snapshot.repository.repository import (
-        Repository,
-        StoredImage,
-        StoredSnapshot,
-        WakeHeader,
-    )
+    from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.stored import StoredImage, StoredSnapshot, WakeHeader
     from torpor.snapshot.transfer import Progress
 
 log = logging.getLogger("torpor.snapshot")
@@ -71,16 +67,10 @@ def pull(
     NoSpace, Incompatible for a newer format.
     """
     began = time.perf_counter()
-    digest, link = repository.resolve(reference)
-    if expect is not None and digest != expect:
-        raise Conflict(
-            f"{reference} points to snapshot {digest[:12]}, not to {expect[:12]}",
-            reason="it was moved, or an old ref was put back",
-            hint="ask whoever pushed it which snapshot is the right one",
-        )
-    stored = repository.read_snapshot(digest, link)
+    resolved = repository.resolve(reference, expect=expect)
+    digest, stored = resolved.digest, repository.read_resolved(resolved)
     report = TransferReport(digest)
-    report.moved(link.key, link.size_bytes)
+    report.moved(stored.link.key, stored.link.size_bytes)
     with here.snapshots.stage() as staging:
         _check_space(staging, stored.manifest)
         _Pull(repository, stored, here, staging, progress, report).run()

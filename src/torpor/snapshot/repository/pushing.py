@@ -14,7 +14,7 @@ from torpor.errors import DataError, ObjectMissing
 from torpor.host.barrier import reach
 from torpor.host.sparse import data_extents
 from torpor.host.threads import executor
-from torpor.snapshot.manifest import encode_manifest
+from torpor.snapshot.manifest import encode_manifest, outline_of
 from torpor.snapshot.repository.filemap import Entry, Location, encode_map
 from torpor.snapshot.repository.known import Known
 from torpor.snapshot.repository.lease import Lease
@@ -30,8 +30,6 @@ from torpor.snapshot.repository.records import (
     seal,
 )
 from torpor.snapshot.repository.repository import (
-    StoredRef,
-    StoredSnapshot,
     image_prefix,
     lost_race,
     new_id,
@@ -39,6 +37,7 @@ from torpor.snapshot.repository.repository import (
     snapshot_prefix,
 )
 from torpor.snapshot.repository.sealing import Sealer, Source
+from torpor.snapshot.repository.stored import StoredRef, StoredSnapshot
 from torpor.snapshot.repository.wake import WakeObject
 from torpor.snapshot.transfer import TransferReport
 from torpor.snapshot.windows import WINDOW_BYTES, covering_windows
@@ -95,19 +94,32 @@ def push(
             pusher.writer = PackWriter(
                 repository, pool, sent=pusher.sent, pack_bytes=pusher.options.pack_bytes
             )
-            manifest, wake = pusher.snapshot(snapshot, base)
+            manifest, wake, links = pusher.snapshot(snapshot, base)
             lease.check()
             reach("upload sent")
             repository.write_ref(
-                ref, snapshot=snapshot.digest, manifest=manifest, wake=wake, before=before
+                ref,
+                snapshot=snapshot.digest,
+                manifest=manifest,
+                wake=wake,
+                before=before,
+                outline=outline_of(snapshot.manifest),
+                images=links,
             )
     report.duration_s = time.perf_counter() - began
     return report
 
 
 def _is_whole(repository: Repository, ref: StoredRef, snapshot: LocalSnapshot) -> bool:
-    """Whether the ref means this snapshot and all that it leads to is there."""
-    if ref.record.snapshot != snapshot.digest or ref.domain.key_id != repository.domain.key_id:
+    """Whether the ref means this snapshot and all that it leads to is there.
+
+    One of an earlier writer, without an outline, is written again.
+    """
+    if (
+        ref.outline is None
+        or ref.record.snapshot != snapshot.digest
+        or ref.domain.key_id != repository.domain.key_id
+    ):
         return False
     try:
         stored = repository.read_snapshot(ref.record.snapshot, ref.record.manifest)
@@ -154,11 +166,13 @@ class _Pusher:
         self._sealer = Sealer(repository.domain, level=options.level, workers=options.workers)
         self._new: dict[bytes, Location] = {}
 
-    def snapshot(self, local: LocalSnapshot, base: LocalSnapshot | None) -> tuple[Link, WakeLink]:
-        """The links of a snapshot that is then whole in the repository."""
+    def snapshot(
+        self, local: LocalSnapshot, base: LocalSnapshot | None
+    ) -> tuple[Link, WakeLink, tuple[ImageLink, ...]]:
+        """The links of a snapshot that is then whole in the repository: record, wake, images."""
         stored = self._find(local.digest)
         if stored is not None and self._is_whole(stored):
-            return stored.link, stored.wake
+            return stored.link, stored.wake, stored.images
         if base is not None and base.digest != local.digest:
             self.snapshot(base, None)
         parent = self._find(local.manifest.parent) if local.manifest.parent else None
@@ -181,7 +195,7 @@ class _Pusher:
             base=self._base_link(base, parent),
         )
         prefix = snapshot_prefix(self._domain, local.digest)
-        return self._put(f"{prefix}{new_id().hex()}/manifest", record), wake
+        return self._put(f"{prefix}{new_id().hex()}/manifest", record), wake, images
 
     def sent(self, key: str, size_bytes: int) -> None:
         """An object has arrived; what this push does next may build on it. Any thread."""

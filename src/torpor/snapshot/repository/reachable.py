@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import DataError, ObjectMissing, TorporError
 from torpor.host.cancel import checkpoint
-from torpor.snapshot.repository.repository import index_key, pack_key, ref_key
+from torpor.snapshot.repository.repository import index_key, pack_key
+from torpor.snapshot.repository.stored import ref_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.snapshot.repository.filemap import FileMap
     from torpor.snapshot.repository.records import Link
-    from torpor.snapshot.repository.repository import (
-        Repository,
-        StoredImage,
-        StoredRef,
-        StoredSnapshot,
-    )
+    from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.stored import StoredImage, StoredRef, StoredSnapshot
     from torpor.units import Digest
 
 

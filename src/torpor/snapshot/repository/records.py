@@ -43,7 +43,7 @@ class Kind(enum.IntEnum):
 
 
 LIMITS: Final[dict[Kind, int]] = {
-    Kind.REF: 16 * 1024,
+    Kind.REF: 64 * 1024,
     Kind.MANIFEST: 256 * 1024 * 1024,
     Kind.WAKE: 64 * 1024 * 1024,
     Kind.IMAGE: 256 * 1024 * 1024,
@@ -83,22 +83,28 @@ class WakeLink(_Record, frozen=True):
     hash: bytes
 
 
-class RefRecord(_Record, frozen=True):
-    """What a name points to. `name` is the ref's own, so that refs cannot be swapped."""
-
-    name: str
-    snapshot: Digest
-    manifest: Link
-    wake: WakeLink
-    updated_ns: int
-
-
 class ImageLink(_Record, frozen=True):
     """An image or app of a snapshot: the digest and length of its file, and its record."""
 
     digest: Digest
     size_bytes: int
     record: Link
+
+
+class RefRecord(_Record, frozen=True):
+    """What a name points to. `name` is the ref's own, so that refs cannot be swapped.
+
+    `outline` is the manifest without extents, as JSON, and `images` are those of its record: a VM
+    is started by them while the record comes. Refs of earlier writers have neither.
+    """
+
+    name: str
+    snapshot: Digest
+    manifest: Link
+    wake: WakeLink
+    updated_ns: int
+    outline: bytes = b""
+    images: tuple[ImageLink, ...] = ()
 
 
 class BaseLink(_Record, frozen=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import (
@@ -16,22 +15,29 @@ from torpor.errors import (
     ObjectMissing,
 )
 from torpor.host.threads import map_ordered
-from torpor.snapshot.manifest import Manifest, decode_manifest
+from torpor.snapshot.manifest import (
+    Manifest,
+    decode_manifest,
+    decode_outline,
+    encode_manifest,
+)
 from torpor.snapshot.repository.filemap import (
     PACK_ID_BYTES,
-    FileMap,
     decode_map,
 )
-from torpor.snapshot.repository.links import check_ref, check_snapshot, longest_object
+from torpor.snapshot.repository.links import (
+    check_images,
+    check_ref,
+    check_snapshot,
+    longest_object,
+)
 from torpor.snapshot.repository.records import (
-    BaseLink,
     CondemnedRecord,
     ImageLink,
     ImageRecord,
     Kind,
     Link,
     RefRecord,
-    SegmentRecord,
     SnapshotRecord,
     WakeLink,
     WakeRecord,
@@ -40,6 +46,15 @@ from torpor.snapshot.repository.records import (
     hash_bytes,
     seal,
     unseal,
+)
+from torpor.snapshot.repository.stored import (
+    BrokenRef,
+    Resolved,
+    StoredImage,
+    StoredRef,
+    StoredSnapshot,
+    WakeHeader,
+    ref_key,
 )
 from torpor.snapshot.repository.working_set import segment_windows
 from torpor.store.interface import Absent, Etag
@@ -56,61 +71,6 @@ SELF_PACK: Final = bytes(PACK_ID_BYTES)
 """The pack id by which a wake object's maps mean the object itself."""
 
 _PARALLEL: Final = 8
-
-
-@dataclass(frozen=True)
-class StoredRef:
-    """A ref and the tag of the object that it was read from."""
-
-    record: RefRecord
-    etag: str
-    domain: Domain
-
-
-@dataclass(frozen=True)
-class BrokenRef:
-    """A ref whose object is damaged, and its tag: who pushes to that name mends it."""
-
-    etag: str
-
-
-@dataclass(frozen=True)
-class StoredSnapshot:
-    """A snapshot's record, checked: its manifest, the maps of memory and disk, its links."""
-
-    digest: Digest
-    link: Link
-    domain: Domain
-    manifest: Manifest
-    encoded_manifest: bytes
-    memory: FileMap
-    disk: FileMap
-    wake: WakeLink
-    images: tuple[ImageLink, ...]
-    base: BaseLink | None
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image's record, checked."""
-
-    digest: Digest
-    link: Link
-    domain: Domain
-    content: FileMap
-
-
-@dataclass(frozen=True)
-class WakeHeader:
-    """The header of a wake object: a map for each file in it, offsets within the object.
-
-    The offsets of the working set's segments are as they are stored: from the header's end on.
-    """
-
-    link: WakeLink
-    domain: Domain
-    files: dict[str, FileMap]
-    working_set: tuple[SegmentRecord, ...]
 
 
 class Repository:
@@ -159,7 +119,14 @@ class Repository:
         if record.name != name:
             raise damaged(key, f"it was written for the name {record.name!r}")
         check_ref(key, record)
-        return StoredRef(record, etag, domain)
+        outline = None
+        if record.outline or record.images:
+            try:
+                outline = decode_outline(record.outline, record.snapshot)
+            except Damaged as error:
+                raise damaged(key, str(error)) from None
+            check_images(key, outline, record.images)
+        return StoredRef(record, etag, domain, outline)
 
     def write_ref(
         self,
@@ -169,14 +136,23 @@ class Repository:
         manifest: Link,
         wake: WakeLink,
         before: StoredRef | BrokenRef | None,
+        outline: Manifest | None = None,
+        images: tuple[ImageLink, ...] = (),
     ) -> None:
         """Point a name to a snapshot if it still is as it was read.
 
+        With the snapshot's outline and images a wake starts its VM before it has the manifest.
         Raises Conflict, changing nothing, when somebody else wrote it meanwhile.
         """
         key = ref_key(name)
         record = RefRecord(
-            name=name, snapshot=snapshot, manifest=manifest, wake=wake, updated_ns=time.time_ns()
+            name=name,
+            snapshot=snapshot,
+            manifest=manifest,
+            wake=wake,
+            updated_ns=time.time_ns(),
+            outline=b"" if outline is None else encode_manifest(outline),
+            images=images,
         )
         condition = Absent() if before is None else Etag(before.etag)
         try:
@@ -204,11 +180,21 @@ class Repository:
 
     # snapshots
 
-    def resolve(self, reference: str) -> tuple[Digest, Link]:
-        """The snapshot that a ref or a whole digest means.
+    def resolve(self, reference: str, *, expect: Digest | None = None) -> Resolved:
+        """The snapshot that a ref or a whole digest means, with `expect` only that: Conflict.
 
         Raises NotFound; Damaged and the like when what there is of it cannot be used.
         """
+        found = self._resolve(reference)
+        if expect is not None and found.digest != expect:
+            raise Conflict(
+                f"{reference} points to snapshot {found.digest[:12]}, not to {expect[:12]}",
+                reason="it was moved, or an old ref was put back",
+                hint="ask whoever pushed it which snapshot is the right one",
+            )
+        return found
+
+    def _resolve(self, reference: str) -> Resolved:
         if len(reference) == 64:
             problems: list[DataError] = []
             found = self.find_snapshot(parse_digest(reference), problems=problems)
@@ -217,19 +203,29 @@ class Repository:
                     f"the store has no snapshot {reference[:12]}",
                     hint="push it from a node that has it",
                 )
-            return found.digest, found.link
+            return Resolved(found.digest, found.link)
         ref = self.read_ref(parse_name(reference, what="ref name"))
         if ref is None:
             raise NotFound(
                 f"there is no {reference!r}, neither on this node nor in the store",
                 hint="`torpor ls` and `torpor snapshot ls` list what is here; push it where it is",
             )
-        return ref.record.snapshot, ref.record.manifest
+        return Resolved(ref.record.snapshot, ref.record.manifest, ref)
 
     def read_snapshot(self, digest: Digest, link: Link) -> StoredSnapshot:
         """A snapshot's record by the link that points to it."""
-        data = self.read_linked(link, Kind.MANIFEST)
-        return self.decode_snapshot(digest, link, data)
+        return self.read_resolved(Resolved(digest, link))
+
+    def read_resolved(self, resolved: Resolved) -> StoredSnapshot:
+        """The record that a ref or digest means, checked against what the ref says of it."""
+        return self.decode_resolved(resolved, self.read_linked(resolved.link, Kind.MANIFEST))
+
+    def decode_resolved(self, resolved: Resolved, data: bytes) -> StoredSnapshot:
+        """`read_resolved` of the bytes of its object."""
+        stored = self.decode_snapshot(resolved.digest, resolved.link, data)
+        if resolved.ref is not None:
+            resolved.ref.check(stored)
+        return stored
 
     def find_snapshot(
         self,
@@ -358,9 +354,7 @@ class Repository:
         ):
             raise damaged(link.key, "its maps are not of the manifest's files")
         check_snapshot(link.key, record)
-        wanted = [manifest.image, *([manifest.function.app] if manifest.function else [])]
-        if sorted(wanted) != sorted(image.digest for image in record.images):
-            raise damaged(link.key, "its images are not the manifest's")
+        check_images(link.key, manifest, record.images)
         return StoredSnapshot(
             digest=digest,
             link=link,
@@ -398,11 +392,6 @@ class Repository:
 
     def _domains(self) -> list[Domain]:
         return [self.domain, *self.keyring.others]
-
-
-def ref_key(name: str) -> str:
-    """The object of a ref. Raises InvalidInput."""
-    return f"refs/{parse_name(name, what='ref name')}"
 
 
 def snapshot_prefix(domain: Domain, digest: Digest) -> str:

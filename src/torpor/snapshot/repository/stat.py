@@ -11,7 +11,8 @@ from torpor.snapshot.windows import window_length
 
 if TYPE_CHECKING:
     from torpor.snapshot.repository.reachable import Reachable
-    from torpor.snapshot.repository.repository import Repository, StoredSnapshot
+    from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.stored import StoredSnapshot
 
 _KINDS: Final = ("refs", "snapshots", "images", "packs", "index", "leases", "condemned")
 

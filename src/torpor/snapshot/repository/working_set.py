@@ -8,6 +8,7 @@ each by itself: a working set is a copy in the order of its use.
 from __future__ import annotations
 
 import array
+import itertools
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SEGMENT_WINDOWS: Final = 128
 FILES: Final = ("memory", "image", "app")
-_GROUP_WINDOWS: Final = 2048
+_GROUPS_WINDOWS: Final = (128, 128, 2048)
 _DENSE_LEVEL: Final = 3
 _HEADER: Final = b"TORPOR-SEGMENT-1"
 
@@ -121,11 +122,13 @@ def _cut(windows: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _neighbours_together(windows: Sequence[int]) -> list[int]:
     """First-touch order in the large, address order within: that compresses better, and what lies
-    side by side is pushed with one call."""
-    groups = (
-        windows[begin : begin + _GROUP_WINDOWS] for begin in range(0, len(windows), _GROUP_WINDOWS)
-    )
-    return [window for group in groups for window in sorted(group)]
+    side by side is pushed with one call. The first groups are small: a VMM that loads device state
+    and a guest that begins to run wait for those."""
+    ordered: list[int] = []
+    sizes = itertools.chain(_GROUPS_WINDOWS, itertools.repeat(_GROUPS_WINDOWS[-1]))
+    while len(ordered) < len(windows):
+        ordered += sorted(windows[len(ordered) :][: next(sizes)])
+    return ordered
 
 
 def _encode_windows(windows: Sequence[int]) -> bytes:
