@@ -35,7 +35,7 @@ class Chosen(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         """See pytest."""
         for name, table in tomllib.loads(self.path.read_text()).items():
-            group = Group(name, table.get("needs", ""), table.get("environment", {}))
+            group = Group(name, tuple(table.get("needs", ())), table.get("environment", {}))
             for test in table["tests"]:
                 yield InLevel1.from_parent(self, name=test, group=group)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -39,6 +40,19 @@ class Job:
     """A home's images, which become those of the home for tests in level 1."""
 
 
+PROGRAMS = {"TORPOR_FIRECRACKER": "extra/firecracker", "TORPOR_JAILER": "extra/jailer"}
+"""Variables that name a program of this host for level 1, and where that has it below /rig."""
+
+
+def named_programs() -> tuple[dict[str, str], dict[str, Path]]:
+    """The environment and the files of a job that is to have what `PROGRAMS` name, if they do."""
+    named = {name: path for name in PROGRAMS if (path := os.environ.get(name))}
+    environment = {name: f"/rig/{PROGRAMS[name]}" for name in named}
+    files = {PROGRAMS[name]: Path(shutil.which(path) or path) for name, path in named.items()}
+    return environment, files
+
+
+@functools.lru_cache(maxsize=1)
 def find_built() -> tuple[Path, Path]:
     """The directories of the disks Debian and Python, built if they are not there."""
     lines = subprocess.run(

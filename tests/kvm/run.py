@@ -7,13 +7,12 @@ PYTHONPATH=src:tests .venv/bin/python -m kvm.run [--get DIR] [--file NAME=PATH].
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 from fixtures.nodes import SESSION_HOME
-from kvm.disks import Job
+from kvm.disks import Job, named_programs
 from kvm.machine import Level1
 
 
@@ -28,12 +27,9 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    environment = dict(entry.split("=", 1) for entry in options.env)
-    files = {name: Path(path) for name, path in (entry.split("=", 1) for entry in options.file)}
-    firecracker = os.environ.get("TORPOR_FIRECRACKER")
-    if firecracker:
-        files["extra/firecracker"] = Path(firecracker)
-        environment["TORPOR_FIRECRACKER"] = "/rig/extra/firecracker"
+    environment, files = named_programs()
+    environment |= dict(entry.split("=", 1) for entry in options.env)
+    files |= {name: Path(path) for name, path in (entry.split("=", 1) for entry in options.file)}
     images = SESSION_HOME / "images"
     job = Job(options.command, environment, files, images if images.is_dir() else None)
     with tempfile.TemporaryDirectory(prefix="torpor-rig-") as work:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvm.disks import Job
+from kvm.disks import Job, named_programs
 from kvm.guests import make_images
 from kvm.machine import Level1
 from kvm.results import Results
@@ -27,16 +27,16 @@ _SHOWN = 3000
 
 @dataclass(frozen=True)
 class Group:
-    """The tests of one VM: the variable that must name a program for them, their environment."""
+    """The tests of one VM: the variables that must name programs for them, their environment."""
 
     name: str
-    needs: str
+    needs: tuple[str, ...]
     environment: Mapping[str, str] = field(hash=False)
 
     @property
     def lacks(self) -> str:
-        """What it needs and has not, or nothing."""
-        return "" if not self.needs or os.environ.get(self.needs) else self.needs
+        """The first that it needs and has not, or nothing."""
+        return next((name for name in self.needs if not os.environ.get(name)), "")
 
 
 class KvmSession:
@@ -94,14 +94,10 @@ class KvmSession:
 
 def make_job(tests: Path, images: Path, extra: Mapping[str, str]) -> Job:
     """A pytest run of the tests that are named in a file, a line each."""
-    files = {"job/tests": tests}
-    environment = {"TORPOR_LEVEL": "1", "TORPOR_TEST_DEPLOYED": "ledger", **extra}
-    firecracker = os.environ.get("TORPOR_FIRECRACKER")
-    if firecracker:
-        files["extra/firecracker"] = Path(firecracker)
-        environment["TORPOR_FIRECRACKER"] = "/rig/extra/firecracker"
+    programs, files = named_programs()
+    environment = {"TORPOR_LEVEL": "1", "TORPOR_TEST_DEPLOYED": "ledger", **programs, **extra}
     command = [
         *("python", "-m", "pytest", "-p", "kvm.reporting", "-p", "no:cacheprovider"),
         *("--durations=0", "-q", "@/rig/job/tests"),
     ]
-    return Job(command, environment, files, images)
+    return Job(command, environment, {"job/tests": tests, **files}, images)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from fixtures.failing_vmm import STEPS, FailingDriver
+from fixtures.failing_vmm import STEPS, failing
 from fixtures.nodes import EXAMPLES, running, write_function
 from torpor.errors import (
     Conflict,
@@ -30,6 +30,7 @@ from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
 from torpor.node.node import Node
 from torpor.snapshot.manifest import encode_manifest, manifest_digest
+from torpor.vmm.qemu.driver import QemuDriver
 
 if TYPE_CHECKING:
     from torpor.config import Settings
@@ -96,7 +97,7 @@ async def test_vmm_that_fails_at_each_step(
     has_base = kill and step not in ("boot", "start")
     made = request.getfixturevalue("based_settings" if has_base else "imaged_settings")
     settings = dataclasses.replace(made, boot_timeout_s=30)
-    driver = FailingDriver(settings, step=step, kill=kill)
+    driver = failing(QemuDriver(settings), step=step, kill=kill)
     async with Node.open(settings, driver=driver) as node:
         with pytest.raises(VmmFailed):
             await node.deploy(EXAMPLES / "hello")

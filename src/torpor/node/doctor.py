@@ -20,7 +20,7 @@ from torpor.net import apply
 from torpor.net.addresses import addresses_of
 from torpor.units import GiB, format_size
 from torpor.vmm.firecracker.jailer import find_jailer
-from torpor.vmm.firecracker.program import find_version, require_kvm
+from torpor.vmm.firecracker.program import find_version, is_usable, require_kvm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,7 @@ def examine(settings: Settings) -> list[Finding]:
             lambda: str(find_version(settings.firecracker)),
             jailer=find_jailer(settings.jailer),
         ),
+        *_check_jail(settings),
         _check_guest_kernel(settings),
         check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
         check_resend(lambda: connection.probe().has_resend),
@@ -181,6 +182,16 @@ def check_firecracker(
     return Finding(name, "ok", f"{version}, boots guests, {where}")
 
 
+def check_jail(flags: int, home: Path) -> Finding:
+    """The jailer makes devices, and a copy of Firecracker, in home: by statvfs(3)'s `flags`."""
+    refused = {"nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
+    options = ", ".join(name for name, flag in refused.items() if flags & flag)
+    if not options:
+        return Finding("jail", "ok", f"{home} takes devices and programs")
+    advice = 'set another home, mount that one without it, or set jailer = ""'
+    return Finding("jail", "failure", f"the jailer cannot work in {home}: {options}", advice)
+
+
 def check_device(path: Path, name: str, advice: str, *, needed: bool) -> Finding:
     """A device node, which opens only if its driver is there."""
     problem = _problem_with(path)
@@ -229,9 +240,7 @@ def check_programs(which: Callable[[str], str | None]) -> list[Finding]:
 def check_space(name: str, path: Path) -> Finding:
     """Snapshots and images need room, and a directory that can be written."""
     advice = "free some space, or set another directory"
-    there = path.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = _existing(path)
     if not there.is_dir() or not os.access(there, os.W_OK):
         return Finding(name, "failure", f"{there} is not a directory that can be written", advice)
     free_bytes = shutil.disk_usage(there).free
@@ -269,12 +278,29 @@ def check_limits(limit: Callable[[int], int]) -> list[Finding]:
 def _check_guest_kernel(settings: Settings) -> Finding:
     try:
         boot = load_boot(settings.boot_dir)
-        if settings.vmm == "firecracker" and not boot.vmlinux.exists():
+        if not boot.vmlinux.exists() and _boots_firecracker(settings):
             found = f"{boot.version}, no ELF form of it for Firecracker"
             return Finding("guest kernel", "failure", found, "run `torpor kernel install`")
         return Finding("guest kernel", "ok", boot.version)
     except TorporError as error:
         return Finding("guest kernel", "failure", str(error), "run `torpor kernel install`")
+
+
+def _boots_firecracker(settings: Settings) -> bool:
+    return settings.vmm == "firecracker" or (settings.vmm == "auto" and is_usable(settings))
+
+
+def _check_jail(settings: Settings) -> list[Finding]:
+    if find_jailer(settings.jailer) is None or not _boots_firecracker(settings):
+        return []
+    return [check_jail(os.statvfs(_existing(settings.home)).f_flag, settings.home)]
+
+
+def _existing(path: Path) -> Path:
+    there = path.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    return there
 
 
 def _problem_with(device: Path) -> str:

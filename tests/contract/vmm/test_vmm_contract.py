@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.fake_vmm import FakeDriver
-from fixtures.firecracker import JAILER, make_fake, needed_firecracker
+from fixtures.firecracker import make_fake, needed_firecracker, needed_jailer
 from torpor.config import Settings
 from torpor.errors import InternalError, TorporError, VmmFailed
 from torpor.host.sparse import copy_sparse, write_page_runs
@@ -46,6 +46,11 @@ class Rig:
     def __post_init__(self) -> None:
         self._number = itertools.count()
         self.made: list[Vmm] = []
+        make_empty_app(self.directory / "app", MACHINE.app_bytes)
+        tree = self.directory / "tree"
+        for name in ("proc", "sys", "dev", "tmp", "run", "app"):
+            (tree / name).mkdir(parents=True)
+        tree_to_squashfs(tree, self.directory / "image")  # enough for the agent: the guest stays up
 
     def config(self, memory: Path | None = None, scratch: Path | None = None) -> VmConfig:
         """Files for one more VM: empty memory and a fresh disk unless given."""
@@ -59,11 +64,6 @@ class Rig:
             make_scratch(directory / "scratch", MACHINE.scratch_bytes)
         else:
             copy_sparse(scratch, directory / "scratch")
-        make_empty_app(directory / "app", MACHINE.app_bytes)
-        tree = directory / "tree"
-        for name in ("proc", "sys", "dev", "tmp", "run", "app"):
-            (tree / name).mkdir(parents=True)
-        tree_to_squashfs(tree, directory / "image")  # enough for the agent: the guest stays up
         return VmConfig(
             directory=directory,
             machine=MACHINE,
@@ -72,9 +72,9 @@ class Rig:
             initramfs=self.initramfs,
             command_line=KERNEL_CMDLINE.replace("quiet ", ""),
             memory=memory,
-            image=directory / "image",
+            image=self.directory / "image",
             scratch=directory / "scratch",
-            app=directory / "app",
+            app=self.directory / "app",
         )
 
     def create(self, config: VmConfig | None = None) -> Vmm:
@@ -147,7 +147,12 @@ def _fake_firecracker(tmp_path: Path) -> Rig:
 
 
 def _firecracker(tmp_path: Path) -> Rig:
-    settings = Settings(firecracker=needed_firecracker(), jailer=JAILER)
+    settings = Settings(firecracker=needed_firecracker(), jailer="")
+    return _real(FirecrackerDriver(settings), tmp_path)
+
+
+def _jailed_firecracker(tmp_path: Path) -> Rig:
+    settings = Settings(firecracker=needed_firecracker(), jailer=needed_jailer())
     return _real(FirecrackerDriver(settings), tmp_path)
 
 
@@ -163,8 +168,9 @@ def _real(driver: Driver, tmp_path: Path) -> Rig:
         _fake_firecracker,
         pytest.param(_qemu, marks=pytest.mark.vm),
         pytest.param(_firecracker, marks=pytest.mark.vm),
+        pytest.param(_jailed_firecracker, marks=pytest.mark.vm),
     ],
-    ids=["fake", "fake-firecracker", "qemu", "firecracker"],
+    ids=["fake", "fake-firecracker", "qemu", "firecracker", "jailed-firecracker"],
 )
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     """Each driver in turn; all its VMs are dead after the test."""
@@ -281,23 +287,24 @@ async def test_damaged_device_state_is_refused(rig: Rig, content: bytes) -> None
     assert not vmm.process.is_alive()
 
 
-@pytest.mark.parametrize("step", ["pause", "resume", "save_state", "copy_written_memory", "load"])
-async def test_killed_vmm_is_noticed(rig: Rig, step: str) -> None:
-    """A VMM that dies before a step makes that step fail; the state is DEAD, nothing is left."""
-    if step == "load":
-        vmm = rig.create()
+async def test_killed_vmm_is_noticed(rig: Rig) -> None:
+    """A VMM that dies before any step makes that step fail; the state is DEAD, nothing is left."""
+    original = await rig.booted()
+    vmstate, memory, _ = await rig.frozen(original)
+    for step in ("load", "resume", "pause", "save_state", "copy_written_memory"):
+        vmm = rig.create(rig.config(memory, original.config.scratch))
         await vmm.start()
-    else:
-        vmm = await rig.booted()
-    if step not in ("pause", "load"):
-        await vmm.pause()
-    (rig.directory / "vmstate").write_bytes(b"x")
-    assert vmm.process is not None
-    vmm.process.kill()
-    path = {"load": "vmstate", "save_state": "s", "copy_written_memory": "w"}.get(step)
-    with pytest.raises(TorporError):
-        await getattr(vmm, step)(*([rig.directory / path] if path else []))
-    assert vmm.state is VmmState.DEAD
+        if step != "load":
+            await vmm.load(vmstate)
+        if step == "pause":
+            await vmm.resume()
+        assert vmm.process is not None
+        vmm.process.kill()
+        path = {"load": vmstate, "save_state": rig.directory / "s"}.get(step, rig.directory / "w")
+        with pytest.raises(TorporError):
+            await getattr(vmm, step)(*([] if step in ("pause", "resume") else [path]))
+        assert vmm.state is VmmState.DEAD, step
+        assert not vmm.process.is_alive()
 
 
 async def test_unwritable_target_leaves_the_vm_paused(rig: Rig) -> None:

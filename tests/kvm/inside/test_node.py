@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.failing_vmm import failing
 from fixtures.nodes import ask, running
+from torpor.errors import VmmFailed
 from torpor.host import cpu
+from torpor.node.leftovers import find_leftovers
 from torpor.node.node import Node
+from torpor.node.parts import choose_driver
 from torpor.pager.keeper import Places
 
 if TYPE_CHECKING:
@@ -76,3 +80,24 @@ async def test_pager_killed_under_a_guest_out_of_minio(
             assert before.wait(timeout_s=60)
         seen = await ask(instance)
     assert (seen["count"], seen["sum"], seen["integrity"]) == (2, 14, "ok")
+
+
+async def test_vmm_killed_at_each_step(node: Node) -> None:
+    """A VMM that is killed at any step of a wake or a snapshot: VmmFailed, and nothing is left."""
+    settings = node.parts.settings
+
+    def dying(step: str) -> Node:
+        driver = failing(choose_driver(settings), step=step, kill=True)
+        return Node(replace(node.parts, driver=driver))
+
+    for step in ("start", "load", "resume"):
+        with pytest.raises(VmmFailed):
+            await dying(step).restore("ledger")
+        assert find_leftovers(settings) == [], step
+    for step in ("pause", "save_state", "copy_written_memory"):
+        instance = await node.restore("ledger")
+        with pytest.raises(VmmFailed):
+            await dying(step).create_snapshot(instance.id, name="never")
+        await node.stop(instance.id)
+        assert find_leftovers(settings) == [], step
+        assert node.parts.journal.ref("never") is None

@@ -194,6 +194,20 @@ def test_firecracker() -> None:
         assert finding.advice
 
 
+def test_jail() -> None:
+    """A home where the jailer can make no device, or run no program, is told with the option."""
+    home = Path("/var/lib/torpor")
+    assert doctor.check_jail(os.ST_NOSUID, home).status == "ok"
+    for flags, options in (
+        (os.ST_NODEV | os.ST_NOSUID, "nodev"),
+        (os.ST_NODEV | os.ST_NOEXEC, "nodev, noexec"),
+    ):
+        finding = doctor.check_jail(flags, home)
+        assert finding.status == "failure"
+        assert finding.found.endswith(f"in /var/lib/torpor: {options}")
+        assert finding.advice
+
+
 def test_limits_and_memory() -> None:
     """Low limits warn with the option that raises them; none at all is fine."""
     low = doctor.check_limits(lambda _: 256)

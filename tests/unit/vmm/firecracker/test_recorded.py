@@ -1,25 +1,19 @@
-"""What Firecracker 1.16.1 answered, replayed: to the protocol fake, and to our decoder.
-
-The record was made with the real program: its sessions are lists of requests with their answers. A
-request whose body is text is sent as it is.
-"""
+"""What Firecracker 1.16.1 answered, replayed: to the protocol fake, and to our decoder."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
-import socket
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fixtures.firecracker import make_fake
+from fixtures.recorded import RECORD, exchange, listens, words_of
 from torpor.errors import VmmFailed
-from torpor.vmm.firecracker.api import Head, decode_answer, decode_head
+from torpor.vmm.firecracker.api import Head, decode_answer
 from torpor.vmm.firecracker.program import Version
 from torpor.vmm.firecracker.requests import (
     SAVED_MEMORY,
@@ -32,27 +26,7 @@ from torpor.vmm.firecracker.requests import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-RECORD = json.loads(Path(__file__).with_name("recorded-1.16.1.json").read_text())
-_COLUMN = re.compile(r" at line 1 column \d+")
-
-
-def exchange(path: Path, method: str, target: str, body: Any) -> tuple[int, Any]:  # noqa: ANN401
-    """Send one request as the record has it; status and JSON of the answer."""
-    data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n"
-    if body is not None:
-        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as answer:
-        connection.settimeout(20)
-        connection.connect(str(path))
-        connection.sendall(head.encode() + b"\r\n" + (b"" if body is None else data))
-        lines = b""
-        while not lines.endswith(b"\r\n\r\n"):
-            lines += answer.readline()
-        decoded = decode_head(lines)
-        content = answer.read(decoded.length)
-    return decoded.status, json.loads(content) if content else None
+    from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -64,18 +38,13 @@ def serving(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     (directory / "vmlinux").write_bytes(b"\x7fELF")
     child = subprocess.Popen([program, "--api-sock", "api.sock"], cwd=directory)
     try:
-        while not (directory / "api.sock").exists() or not _listens(directory / "api.sock"):
+        while not (directory / "api.sock").exists() or not listens(directory / "api.sock"):
             assert child.poll() is None
             time.sleep(0.005)
         yield child, directory / "api.sock"
     finally:
         child.kill()
         child.wait()
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as connection:
-        return connection.connect_ex(str(path)) == 0
 
 
 def save_a_vm(directory: Path) -> None:
@@ -127,8 +96,7 @@ def test_fake_answers_as_recorded(session: str, tmp_path: Path) -> None:
             (tmp_path / "vmlinux").write_bytes(b"MZ and so on")
         for entry in RECORD[session]["exchanges"]:
             status, content = exchange(path, *entry["request"])
-            got = _COLUMN.sub("", json.dumps([status, content]))
-            assert got == _COLUMN.sub("", json.dumps(entry["answer"])), entry["request"]
+            assert words_of([status, content]) == words_of(entry["answer"]), entry["request"]
         if RECORD[session]["ends"]:
             assert child.wait(timeout=20) == 1
         else:
