@@ -1,7 +1,7 @@
 """Run one command in level 1, with this working tree.
 
 PYTHONPATH=src:tests .venv/bin/python -m kvm.run [--get DIR] [--file NAME=PATH]...
-    [--env NAME=VALUE]... [--timeout SECONDS] -- COMMAND...
+    [--env NAME=VALUE]... [--processor MODEL] [--timeout SECONDS] -- COMMAND...
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--get", type=Path, help="unpack what is left in /rig/out here")
     parser.add_argument("--file", action="append", default=[], help="NAME=PATH: PATH as /rig/NAME")
     parser.add_argument("--env", action="append", default=[])
+    parser.add_argument("--processor", default="max", help="a CPU model of QEMU's")
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -33,7 +34,7 @@ def main() -> int:
     images = SESSION_HOME / "images"
     job = Job(options.command, environment, files, images if images.is_dir() else None)
     with tempfile.TemporaryDirectory(prefix="torpor-rig-") as work:
-        with Level1(job, Path(work), on_output=_show) as level1:
+        with Level1(job, Path(work), on_output=_show, processor=options.processor) as level1:
             ended = level1.wait(options.timeout)
             if not ended or level1.code is None:
                 sys.stderr.write(level1.console[-6000:])

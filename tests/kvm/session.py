@@ -21,7 +21,7 @@ from kvm.results import Results
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-DEADLINE_S = 600.0
+DEADLINE_S = 900.0
 _SHOWN = 3000
 
 

@@ -19,19 +19,25 @@ from torpor.node.invoke import Request, send_request
 if TYPE_CHECKING:
     from torpor.node.live import Instance
     from torpor.node.node import Node
+    from torpor.snapshot.local import LocalSnapshot
 
 _NAME = "bench-clones"
 
 
-async def bench_clones(node: Node, *, function: Path, runs: int) -> Report:
+async def bench_clones(
+    node: Node, *, function: Path, runs: int, snapshot: LocalSnapshot | None = None
+) -> Report:
     """`runs` clones beside a first one, each asked once; then each is paused, and captured.
 
     Series `private`, `written` (guest pages) and `rest`, their difference, in bytes; `pause and
     resume` alone, and the `capture` pause of the same clone with its steps. The first clone is
-    captured before, for what is loaded once. The function is deployed before and removed after.
+    captured before, for what is loaded once. The function is deployed before and removed after, if
+    no snapshot of it is given.
     """
-    spec = await in_thread(load_spec, function, name=_NAME)
-    snapshot = (await node.deploy_spec(spec)).captured.snapshot
+    deployed = snapshot is None
+    if snapshot is None:
+        spec = await in_thread(load_spec, function, name=_NAME)
+        snapshot = (await node.deploy_spec(spec)).captured.snapshot
     platform = snapshot.manifest.platform
     parameters = {"vmm": platform.vmm, "accelerator": platform.accelerator, "runs": runs}
     report = Report("clones", {**host_parameters(), **parameters})
@@ -48,7 +54,8 @@ async def bench_clones(node: Node, *, function: Path, runs: int) -> Report:
     finally:
         for clone in clones:
             await node.instances.destroy(clone.id, vmm=clone.vmm)
-        await node.remove_function(_NAME)
+        if deployed:
+            await node.remove_function(_NAME)
     report.compare("capture", "pause and resume")
     return report
 

@@ -32,20 +32,27 @@ _FETCHED_SHARE: Final = "first_response_bytes/nonzero_bytes"
 
 
 async def bench_restore(
-    node: Node, *, function: Path, runs: int, minio: Path | None, cold: bool = True
+    node: Node,
+    *,
+    function: Path,
+    runs: int,
+    minio: Path | None,
+    cold: bool = True,
+    snapshot: LocalSnapshot | None = None,
 ) -> Report:
     """Each round: boot without snapshot, restore with warm and with dropped page cache, and remote.
 
     A sample runs from the beginning of the work to the last byte of the first response; a slot is
     ready in the pool before each, and remote nodes have their pager running. The function is
-    deployed before and removed after. Without `minio` nothing is remote; without `cold` nothing is
-    booted. `whole_file` moves every byte of the memory file, as systems do that know no more of
-    it, `whole_sparse` leaves its holes out; both in ranges of 8 MiB, four of each file side by
-    side.
+    deployed before and removed after, if no snapshot of it is given. Without `minio` nothing is
+    remote; without `cold` nothing is booted. `whole_file` moves every byte of the memory file, as
+    systems do that know no more of it, `whole_sparse` leaves its holes out; both in ranges of
+    8 MiB, four of each file side by side.
     """
     spec = await in_thread(load_spec, function, name=_NAME)
-    deployed = await node.deploy_spec(spec)
-    snapshot = deployed.captured.snapshot
+    deployed = snapshot is None
+    if snapshot is None:
+        snapshot = (await node.deploy_spec(spec)).captured.snapshot
     report = Report(
         "restore", await in_thread(_parameters, node, snapshot, spec.memory_bytes, runs)
     )
@@ -72,7 +79,8 @@ async def bench_restore(
                 report.ratios[_FETCHED_SHARE] = share
                 report.promises[_FETCHED_SHARE] = at_most(0.35)
     finally:
-        await node.remove_function(_NAME)
+        if deployed:
+            await node.remove_function(_NAME)
         if not node.parts.settings.net_pool:
             await in_thread(node.parts.slots.prune, keep=others)
     if cold:
