@@ -95,3 +95,11 @@ def pytest_runtest_makereport(
     told = next(iter(failed), None) or by_phase.get("call") or by_phase["setup"]
     told.nodeid, told.location, told.when = item.nodeid, item.location, "call"
     return told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests of level 1 measured, a line for each."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(f"measured in level 1, {value}")

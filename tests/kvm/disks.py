@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 CAPACITY_BYTES = 16 << 30
 _TREE = ("src", "tests", "examples", "scripts", "docs", "pyproject.toml", "requirements.lock")
+_COMPILED = ("src", "tests/fixtures", "tests/kvm", "tests/vm", "tests/contract/vmm")
 _MEMORY = ('memory = "256MiB"', 'memory = "128MiB"')
 """The examples get less of it in level 1, where every page costs: init_on_free writes them all."""
 _SKIPPED = shutil.ignore_patterns("__pycache__", ".*_cache")
@@ -96,6 +98,8 @@ def _lay_out(job: Job, stage: Path) -> None:
         options = {"ignore": _SKIPPED, "symlinks": True} if source.is_dir() else {}
         (stage / "tree").mkdir(exist_ok=True)
         copy(source, stage / "tree" / name, **options)
+    where = ("-s", str(stage), "-p", "/rig", *(str(stage / "tree" / part) for part in _COMPILED))
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *where], check=True)
     for function in (stage / "tree" / "examples").glob("*/function.toml"):
         function.write_text(function.read_text().replace(*_MEMORY))
     shutil.copy2(_INIT, stage / "init")

@@ -18,7 +18,7 @@ from torpor.node.node import Node
 from torpor.node.timeline import Timeline
 from torpor.snapshot.repository.keys import new_key_line
 
-MODELS = {"host": "", "named": "Opteron_G1-v1"}
+MODELS = {"host": "", "named": "qemu64,-cx16"}
 
 
 def settings_of(name: str, directory: Path) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,8 @@ from torpor.bench.clones import bench_clones
 from torpor.bench.restore import bench_restore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torpor.bench.report import Report
     from torpor.node.node import Node
     from torpor.snapshot.local import LocalSnapshot
@@ -21,18 +24,18 @@ pytestmark = pytest.mark.vm
 MOST_BESIDE_PAGES_BYTES = {"qemu": 30_000_000, "firecracker": 12_000_000}
 
 
-async def test_clones(node: Node) -> None:
+async def test_clones(node: Node, record_property: Callable[[str, str], None]) -> None:
     """A further clone costs what its guest wrote and little beside."""
     report = await bench_clones(
         node, function=EXAMPLES / "ledger", runs=2, snapshot=await deployed_snapshot(node)
     )
-    show(report)
+    record_property("measured", tell(report, "private", "written", "rest"))
     assert report.parameters["accelerator"] == "kvm"
     most = MOST_BESIDE_PAGES_BYTES[report.parameters["vmm"]]
     assert max(report.series["rest"].samples) <= most
 
 
-async def test_restore(node: Node) -> None:
+async def test_restore(node: Node, record_property: Callable[[str, str], None]) -> None:
     """`bench restore` tells the times from boot and from restores to the first response."""
     report = await bench_restore(
         node,
@@ -41,7 +44,7 @@ async def test_restore(node: Node) -> None:
         minio=None,
         snapshot=await deployed_snapshot(node),
     )
-    show(report)
+    record_property("measured", tell(report, "cold_boot", "local_warm", "local_cold"))
     assert report.parameters["accelerator"] == "kvm"
     assert {"cold_boot", "local_warm", "local_cold"} <= report.series.keys()
     assert report.series["local_warm"].samples[0] < report.series["cold_boot"].samples[0]
@@ -52,6 +55,13 @@ async def deployed_snapshot(node: Node) -> LocalSnapshot:
     return (await node.inspect("ledger")).snapshot
 
 
-def show(report: Report) -> None:
-    """Print a report: it is a section of the test's report, which -rA shows."""
+def tell(report: Report, *names: str) -> str:
+    """One line with the medians of these series; all of the report is in the test's output."""
     print(json.dumps(report.to_dict()))  # noqa: T201
+    medians = []
+    for name in names:
+        series = report.series[name]
+        median = statistics.median(series.samples)
+        shown = f"{median:.2f} s" if series.unit == "s" else f"{median / 1e6:.1f} MB"
+        medians.append(f"{name} {shown}")
+    return f"{report.parameters['vmm']}, {report.scenario}: {', '.join(medians)}"

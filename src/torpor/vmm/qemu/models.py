@@ -22,21 +22,24 @@ _NOT_MODELS: Final = frozenset({"type", "base"})
 def check_model(program: str, accelerator: str, model: str) -> None:
     """Refuse a model that this host cannot show to guests, by the names of the missing features.
 
-    Blocking. Raises InvalidInput when QEMU knows no such model, HostUnfit with the CPUID features
-    that the processor lacks, ProgramFailed with QEMU's words.
+    `model` is a name, and features that are taken out of it, as in `qemu64,-cx16`. Blocking.
+    Raises InvalidInput when QEMU knows no such model, HostUnfit with the CPUID features that the
+    processor lacks, ProgramFailed with QEMU's words.
     """
     models = _missing_features(program, accelerator)
-    if model not in models:
+    name, *removed = model.split(",-")
+    if name not in models:
         raise InvalidInput(
-            f"QEMU knows no CPU model {model!r}",
+            f"QEMU knows no CPU model {name!r}",
             hint=f"`{program} -cpu help` lists them; host is this host's processor",
         )
-    missing = models[model]
+    missing = [feature for feature in models[name] if feature not in removed]
     if missing:
+        example = ",-".join([name, *removed, *missing])
         raise HostUnfit(
             f"this host's processor cannot be shown as {model}",
             reason=f"it lacks {', '.join(missing)}",
-            hint="set cpu_model to one that all your nodes have, or to host",
+            hint=f"set cpu_model to one that all your nodes have, to {example}, or to host",
         )
 
 
