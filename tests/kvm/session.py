@@ -95,9 +95,16 @@ class KvmSession:
 def make_job(tests: Path, images: Path, extra: Mapping[str, str]) -> Job:
     """A pytest run of the tests that are named in a file, a line each."""
     programs, files = named_programs()
-    environment = {"TORPOR_LEVEL": "1", "TORPOR_TEST_DEPLOYED": "ledger", **programs, **extra}
+    environment = {
+        "TORPOR_LEVEL": "1",
+        "TORPOR_TEST_DEPLOYED": "ledger",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a third of pytest's start
+        **programs,
+        **extra,
+    }
     command = [
         *("python", "-m", "pytest", "-p", "kvm.reporting", "-p", "no:cacheprovider"),
+        *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
         *("--durations=0", "-q", "@/rig/job/tests"),
     ]
     return Job(command, environment, {"job/tests": tests, **files}, images)

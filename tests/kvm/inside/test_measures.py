@@ -27,7 +27,7 @@ MOST_BESIDE_PAGES_BYTES = {"qemu": 30_000_000, "firecracker": 12_000_000}
 async def test_clones(node: Node, record_property: Callable[[str, str], None]) -> None:
     """A further clone costs what its guest wrote and little beside."""
     report = await bench_clones(
-        node, function=EXAMPLES / "ledger", runs=2, snapshot=await deployed_snapshot(node)
+        node, function=EXAMPLES / "ledger", runs=1, snapshot=await deployed_snapshot(node)
     )
     record_property("measured", tell(report, "private", "written", "rest"))
     assert report.parameters["accelerator"] == "kvm"
