@@ -81,7 +81,7 @@ def examine(settings: Settings) -> list[Finding]:
             jailer=find_jailer(settings.jailer),
         ),
         *_check_jail(settings),
-        _check_guest_kernel(settings),
+        check_guest_kernel(settings),
         check_device(Path("/dev/fuse"), "fuse", "modprobe fuse; the pager needs it", needed=False),
         check_resend(lambda: connection.probe().has_resend),
         check_device(Path("/dev/net/tun"), "tun", "modprobe tun", needed=True),
@@ -275,7 +275,8 @@ def check_limits(limit: Callable[[int], int]) -> list[Finding]:
     return findings
 
 
-def _check_guest_kernel(settings: Settings) -> Finding:
+def check_guest_kernel(settings: Settings) -> Finding:
+    """What guests boot; Firecracker wants an ELF form of it, which not every package allows."""
     try:
         boot = load_boot(settings.boot_dir)
         if not boot.vmlinux.exists() and _boots_firecracker(settings):

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from torpor.config import load_settings
 from torpor.errors import HostUnfit, ProgramFailed
+from torpor.image.kernel import BootFiles
 from torpor.node import doctor
+from torpor.units import Digest
 
 TORPOR = Path(sys.executable).with_name("torpor")
 TABLE = (
@@ -206,6 +209,28 @@ def test_jail() -> None:
         assert finding.status == "failure"
         assert finding.found.endswith(f"in /var/lib/torpor: {options}")
         assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("vmm", "usable", "status"),
+    [
+        ("auto", True, "failure"),
+        ("auto", False, "ok"),
+        ("firecracker", False, "failure"),
+        ("qemu", True, "ok"),
+    ],
+)
+def test_guest_kernel_without_elf_form(
+    vmm: str, usable: bool, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that Firecracker cannot load fails where Firecracker would boot guests."""
+    digest = Digest("0" * 64)
+    boot = BootFiles(ABSENT, tmp_path / "vmlinux", ABSENT, digest, digest, "6.1")
+    monkeypatch.setattr(doctor, "load_boot", lambda directory: boot)
+    monkeypatch.setattr(doctor, "is_usable", lambda settings: usable)
+    finding = doctor.check_guest_kernel(load_settings({"vmm": vmm}, environ={}))
+    assert finding.status == status
+    assert bool(finding.advice) == (status == "failure")
 
 
 def test_limits_and_memory() -> None:
