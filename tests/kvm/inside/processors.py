@@ -14,6 +14,7 @@ from fixtures.nodes import EXAMPLES, SESSION_HOME, ask, running
 from torpor.config import Settings, load_settings
 from torpor.errors import Incompatible
 from torpor.image.spec import load_spec
+from torpor.node.capture import capture
 from torpor.node.node import Node
 from torpor.node.timeline import Timeline
 from torpor.snapshot.repository.keys import new_key_line
@@ -39,7 +40,10 @@ async def sleep(directory: Path) -> None:
         async with Node.open(settings_of(name, directory)) as node:
             instance = await node.start_cold(load_spec(EXAMPLES / "ledger"), Timeline())
             await ask(instance, "POST", body={"amount": 5, "note": "elsewhere"})
-            await node.create_snapshot(instance.id, name=name)
+            captured = await capture(
+                node.parts, instance, kind="instance", function=instance.function, then="resume"
+            )
+            node.parts.journal.set_ref(name, captured.snapshot.digest)
             await node.push(name)
             await node.stop_instance(instance)
 
