@@ -9,11 +9,14 @@ the PAGEMAP_SCAN ioctl of Linux 6.7, which walks only what is there, and reading
 from __future__ import annotations
 
 import array
+import bisect
 import ctypes
 import errno
 import fcntl
 import functools
+import itertools
 import mmap
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), include/uapi/l
 _IS_FILE = 1 << 2
 _IS_PRESENT = 1 << 3
 _IS_SWAPPED = 1 << 4
+_IS_DIRTY = 1 << 7
 _REGIONS_A_CALL = 4096
 
 _ENTRY_PRESENT = 1 << 63
@@ -111,10 +115,142 @@ def has_scan_ioctl() -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=1)
+def tracks_writes() -> bool:
+    """Whether this kernel tells which pages were written since `Scanner.forget_writes`.
+
+    It has to be built with CONFIG_MEM_SOFT_DIRTY (Debian's are), and to report that
+    by PAGEMAP_SCAN: pages of a new area count as written until they are forgotten.
+    """
+    if not has_scan_ioctl():
+        return False
+    with mmap.mmap(-1, PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        page[0] = 1
+        view = (ctypes.c_char * PAGE_BYTES).from_buffer(page)
+        start = ctypes.addressof(view)
+        del view
+        scanner = Scanner(os.getpid(), Mapping(start, start + PAGE_BYTES))
+        try:
+            _, _, dirty = scanner.find_dirty()
+        except OSError:  # it has no such category
+            return False
+        finally:
+            scanner.close()
+    return any(dirty)
+
+
+class Scanner:
+    """Finds the written pages of one mapping, as often as it is asked; everything is open before.
+
+    Raises ProcessLookupError or FileNotFoundError when the process is gone.
+    """
+
+    def __init__(self, pid: int, mapping: Mapping) -> None:
+        self._pid, self._mapping = pid, mapping
+        self._has_scan = has_scan_ioctl()
+        self._words = array.array("Q", bytes(_REGIONS_A_CALL * 24))  # start, end, categories
+        self._descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Free the descriptor."""
+        os.close(self._descriptor)
+
+    def forget_writes(self) -> None:
+        """Let `find_dirty` find what is written from now on. Costs the process a fault a page.
+
+        Raises OSError without the right to it.
+        """
+        Path(f"/proc/{self._pid}/clear_refs").write_bytes(b"4")
+
+    def find(self) -> tuple[array.array[int], array.array[int]]:
+        """Offsets and lengths in bytes of all written runs, ascending; they may touch."""
+        if self._has_scan:
+            starts, ends, _ = self._scan(_IS_PRESENT | _IS_SWAPPED)
+        else:
+            spans = list(_read_spans(self._descriptor, self._mapping))
+            starts, ends = (array.array("Q", (span[end] for span in spans)) for end in (0, 1))
+        return self._relative(starts, ends)
+
+    def find_dirty(self) -> tuple[array.array[int], array.array[int], list[bool]]:
+        """Like `find`, and of each run whether its pages were written since `forget_writes`.
+
+        Only where `tracks_writes`.
+        """
+        starts, ends, categories = self._scan(_IS_DIRTY)
+        return *self._relative(starts, ends), list(map(bool, categories))
+
+    def _relative(
+        self, starts: array.array[int], ends: array.array[int]
+    ) -> tuple[array.array[int], array.array[int]]:
+        offsets = array.array("Q", map(operator.sub, starts, itertools.repeat(self._mapping.start)))
+        return offsets, array.array("Q", map(operator.sub, ends, starts))
+
+    def _scan(self, returned: int) -> tuple[array.array[int], array.array[int], array.array[int]]:
+        words, end = self._words, self._mapping.end
+        argument = _ScanArgument(
+            size=ctypes.sizeof(_ScanArgument),
+            start=self._mapping.start,
+            end=end,
+            vec=words.buffer_info()[0],
+            vec_len=_REGIONS_A_CALL,
+            category_inverted=_IS_FILE,
+            category_mask=_IS_FILE,
+            category_anyof_mask=_IS_PRESENT | _IS_SWAPPED,
+            return_mask=returned,
+        )
+        found = array.array("Q")
+        while argument.start < end:
+            count = fcntl.ioctl(self._descriptor, _PAGEMAP_SCAN, argument)
+            found += words[: 3 * count]
+            # Linux (6.18 too) leaves an old walk_end when it comes to the end in several rounds
+            argument.start = max(argument.walk_end, found[-2]) if count else end
+        return found[::3], found[1::3], found[2::3]
+
+
 def find_written(pid: int, mapping: Mapping) -> list[tuple[int, int]]:
     """(offset, length) in bytes of all written runs of a mapping, ascending, not touching."""
-    scan = _scan_by_ioctl if has_scan_ioctl() else scan_by_reading
-    return _joined(scan(pid, mapping), mapping.start)
+    scanner = Scanner(pid, mapping)
+    try:
+        return join(*scanner.find())
+    finally:
+        scanner.close()
+
+
+def join(offsets: array.array[int], lengths: array.array[int]) -> list[tuple[int, int]]:
+    """(offset, length) of ascending runs, those that touch as one."""
+    spans = zip(offsets, lengths, strict=True)
+    ends = map(operator.add, offsets, lengths)
+    if not any(map(operator.eq, ends, offsets[1:])):  # as the kernel's scan gives them mostly
+        return list(spans)
+    runs: list[tuple[int, int]] = []
+    for offset, length in spans:
+        if runs and sum(runs[-1]) == offset:
+            runs[-1] = (runs[-1][0], runs[-1][1] + length)
+        else:
+            runs.append((offset, length))
+    return runs
+
+
+def read_runs(
+    pid: int, mapping: Mapping, runs: tuple[array.array[int], array.array[int]], room: memoryview
+) -> tuple[int, int]:
+    """Copy the first of a stopped process's runs to memory, as many as there is room for.
+
+    Returns how many, and their bytes, which follow each other there. Raises as `copy_written`.
+    """
+    offsets, lengths = runs
+    ends = array.array("Q", itertools.accumulate(lengths, initial=0))
+    count = bisect.bisect_right(ends, len(room)) - 1
+    pieces = array.array("Q", bytes(16 * count))
+    pieces[::2] = array.array(
+        "Q", map(operator.add, offsets[:count], itertools.repeat(mapping.start))
+    )
+    pieces[1::2] = lengths[:count]
+    for first in range(0, count, _PIECES_A_CALL):
+        last = min(first + _PIECES_A_CALL, count)
+        begin, end = ends[first], ends[last]
+        _read_memory(pid, pieces[2 * first : 2 * last], room[begin:end], end - begin)
+    return count, ends[count]
 
 
 def copy_written(pid: int, mapping: Mapping, runs: list[tuple[int, int]], target: int) -> None:
@@ -144,7 +280,9 @@ def _batches(runs: list[tuple[int, int]], start: int) -> Iterator[tuple[array.ar
         yield pieces, filled
 
 
-def _read_memory(pid: int, pieces: array.array[int], buffer: bytearray, size: int) -> None:
+def _read_memory(
+    pid: int, pieces: array.array[int], buffer: bytearray | memoryview, size: int
+) -> None:
     """Read all pieces of another process's memory, see process_vm_readv(2)."""
     view = (ctypes.c_char * size).from_buffer(buffer)
     into = array.array("Q", (ctypes.addressof(view), size))
@@ -169,45 +307,22 @@ def _write_all(target: int, data: memoryview) -> None:
         raise
 
 
-def _scan_by_ioctl(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
-    words = array.array("Q", bytes(_REGIONS_A_CALL * 24))  # start, end and categories of each
-    argument = _ScanArgument(
-        size=ctypes.sizeof(_ScanArgument),
-        start=mapping.start,
-        end=mapping.end,
-        vec=words.buffer_info()[0],
-        vec_len=_REGIONS_A_CALL,
-        category_inverted=_IS_FILE,
-        category_mask=_IS_FILE,
-        category_anyof_mask=_IS_PRESENT | _IS_SWAPPED,
-        return_mask=_IS_PRESENT | _IS_SWAPPED,
-    )
-    with Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
-        while argument.start < mapping.end:
-            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-            found = words[: 3 * count]
-            yield from zip(found[::3], found[1::3], strict=True)
-            # Linux (6.18 too) leaves an old walk_end when it comes to the end in several rounds
-            argument.start = max(argument.walk_end, found[-2]) if count else mapping.end
-
-
 def scan_by_reading(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
     """Address ranges of written pages, read from /proc/PID/pagemap: for kernels before 6.7."""
     with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
-        pagemap.seek(mapping.start // PAGE_BYTES * 8)
-        entries = array.array("Q", pagemap.read((mapping.end - mapping.start) // PAGE_BYTES * 8))
+        yield from _read_spans(pagemap.fileno(), mapping)
+
+
+def _read_spans(pagemap: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
+    entries = array.array(
+        "Q",
+        os.pread(
+            pagemap,
+            (mapping.end - mapping.start) // PAGE_BYTES * 8,
+            mapping.start // PAGE_BYTES * 8,
+        ),
+    )
     for index, entry in enumerate(entries):
         if entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) and not entry & _ENTRY_FILE:
             address = mapping.start + index * PAGE_BYTES
             yield address, address + PAGE_BYTES
-
-
-def _joined(spans: Iterator[tuple[int, int]], base: int) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for first, last in spans:
-        offset, length = first - base, last - first
-        if runs and runs[-1][0] + runs[-1][1] == offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + length)
-        else:
-            runs.append((offset, length))
-    return runs

@@ -31,6 +31,7 @@ _FICLONE: Final = 0x40049409
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 _ZERO_STEP: Final = bytes(1024 * 1024)
+_PATCH_STEP_BYTES: Final = 256 * 1024
 
 _FAR: Final = 1 << 62
 
@@ -88,7 +89,7 @@ def is_zero_outside(path: Path, extents: Sequence[Extent]) -> bool:
     with _opened(path, os.O_RDONLY) as descriptor:
         return not any(
             _read(descriptor, begin, size) != _ZERO_STEP[:size]
-            for offset, length in _subtract(data_extents(descriptor), extents)
+            for offset, length in subtract(data_extents(descriptor), extents)
             for begin, size in _steps(offset, length, len(_ZERO_STEP))
         )
 
@@ -159,6 +160,16 @@ def copy_extents(source: Path, target: Path, *, size_bytes: int, extents: Sequen
         except BaseException:
             target.unlink(missing_ok=True)
             raise
+
+
+def patch_sparse(source: Path, target: Path) -> None:
+    """Make a file that was copied by `copy_sparse` the same again. Raises NoSpace."""
+    with _opened(source, os.O_RDONLY) as reader, _opened(target, os.O_RDWR) as writer:
+        for offset, length in _united(data_extents(reader), data_extents(writer)):
+            for begin, size in _steps(offset, length, _PATCH_STEP_BYTES):
+                data = _read(reader, begin, size)
+                if data != _read(writer, begin, size):
+                    _write_or_punch(writer, begin, data)
 
 
 def write_page_runs(target: int, runs: Sequence[Extent], source: int) -> None:
@@ -271,7 +282,7 @@ def _steps(offset: int, length: int, step: int) -> Iterator[Extent]:
         yield begin, min(step, offset + length - begin)
 
 
-def _subtract(extents: Iterable[Extent], holes: Sequence[Extent]) -> Iterator[Extent]:
+def subtract(extents: Iterable[Extent], holes: Sequence[Extent]) -> Iterator[Extent]:
     """What of ascending extents lies in none of the ascending holes."""
     waiting = iter([*holes, (_FAR, 0)])
     hole, size = next(waiting)
@@ -283,6 +294,19 @@ def _subtract(extents: Iterable[Extent], holes: Sequence[Extent]) -> Iterator[Ex
             if place < hole:
                 yield place, min(hole, end) - place
             place = hole + size if hole < end else end
+
+
+def _united(first: Iterable[Extent], second: Iterable[Extent]) -> list[Extent]:
+    """What lies in either of two lists of extents, ascending, not touching."""
+    extents: list[Extent] = []
+    for offset, length in sorted([*first, *second]):
+        begin, end = extents.pop() if extents else (offset, 0)
+        end += begin if end else offset
+        if end < offset:
+            extents.append((begin, end - begin))
+            begin = offset
+        extents.append((begin, max(end, offset + length) - begin))
+    return extents
 
 
 def _append(extents: list[Extent], offset: int, length: int) -> None:

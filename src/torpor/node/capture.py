@@ -1,8 +1,9 @@
 """A snapshot of a running instance: memory, device state and scratch disk of one instant.
 
-Inside the pause: device state, the pages written since the instance's memory was mapped, the
-scratch disk. Everything else - laying those pages over the parent's memory, hashing, the
-manifest - happens after it.
+Inside the pause: device state, the pages written since the instance's memory was mapped, and what
+was written to the scratch disk since it was copied, just before. Everything else happens before -
+opening, finding, making room - or after it: laying those pages over the parent's memory, hashing,
+the manifest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from torpor.errors import GuestFailed, NoSpace, VmmFailed
 from torpor.host.barrier import reach
 from torpor.host.cancel import in_thread
+from torpor.host.frozen import DiskCopy
 from torpor.host.space import is_full
 from torpor.host.sparse import copy_extents, copy_sparse, write_page_runs
 from torpor.node.timeline import Timeline
@@ -65,19 +67,29 @@ async def capture(
     with timeline.step("sync"), _telling_full(instance.directory):
         await instance.with_agent(lambda agent: agent.sync(), timeout_s=_SYNC_TIMEOUT_S)
     with parts.snapshots.stage() as staging:
-        created_ns = time.time_ns()
-        began = time.perf_counter()
-        try:
-            written = await _freeze(instance, staging, timeline)
-        except BaseException:
-            await finish(_resume_if_paused(instance))
-            raise
-        if then == "resume":
-            await instance.vmm.resume()
-            reach("instance resumed")
-        pause_s = time.perf_counter() - began
+        vmm, data = instance.vmm, staging.directory / "written"
+        with timeline.step("ahead"):
+            disk = await in_thread(DiskCopy, vmm.config.scratch, staging.disk)
+        async with vmm.ready_to_freeze(staging.vmstate, data):
+            created_ns = time.time_ns()
+            began = time.perf_counter()
+            try:
+                with _telling_full(staging.directory):
+                    written = await vmm.freeze(staging.vmstate, data, step=timeline.step)
+                reach("instance paused")
+                if not disk.is_done():
+                    with timeline.step("disk"):
+                        await in_thread(disk.finish)
+            except BaseException:
+                await finish(_resume_if_paused(instance))
+                raise
+            if then == "resume":
+                with timeline.step("resume"):
+                    await vmm.resume()
+                reach("instance resumed")
+            pause_s = time.perf_counter() - began
         if then == "stop":
-            await instance.vmm.stop()
+            await vmm.stop()
         with timeline.step("assemble"):
             await in_thread(_assemble, staging, instance.parent, written, instance)
         with timeline.step("publish"):
@@ -94,21 +106,6 @@ async def capture(
     reach("snapshot published")
     snapshot = await in_thread(parts.snapshots.get, digest)
     return Captured(snapshot, pause_s, written.size_bytes, timeline)
-
-
-async def _freeze(instance: Instance, staging: Staging, timeline: Timeline) -> WrittenMemory:
-    """What happens inside the pause."""
-    vmm = instance.vmm
-    with timeline.step("pause"):
-        await vmm.pause()
-        reach("instance paused")
-    with timeline.step("device state"), _telling_full(staging.directory):
-        await vmm.save_state(staging.vmstate)
-    with timeline.step("written memory"):
-        written = await vmm.copy_written_memory(staging.directory / "written")
-    with timeline.step("disk"):
-        await in_thread(copy_sparse, vmm.config.scratch, staging.disk)
-    return written
 
 
 @contextlib.contextmanager
@@ -139,7 +136,7 @@ def _assemble(
         with staging.memory.open("wb") as stream:
             stream.truncate(instance.machine.memory_bytes)
     with staging.memory.open("r+b", buffering=0) as target, written.data.open("rb") as source:
-        write_page_runs(target.fileno(), written.runs, source.fileno())
+        write_page_runs(target.fileno(), written.pieces, source.fileno())
     written.data.unlink()
     if parent is not None:
         staging.record_written(written.runs)

@@ -12,30 +12,35 @@ A public method names the states it needs; called in another one it raises Inter
 changes nothing. A failure inside a method ends the VM process before the error leaves: after it
 the state is DEAD and nothing of the VM runs. The two that only read a paused VM (`save_state`,
 `copy_written_memory`) leave it PAUSED as long as its process lives, so that a full disk does not
-cost anybody an instance. A cancellation of a method is such a failure, but for `pause` and
-`resume`: these are short, come to their end first, and let the cancellation through in the state
-that they lead to. All methods belong to one asyncio loop and are not to be called side by side on
-one object.
+cost anybody an instance. A cancellation of a method is such a failure, but for `pause`, `resume`
+and `freeze`: these are short, come to their end first, and let the cancellation through in the
+state that they lead to. All methods belong to one asyncio loop and are not to be called side by
+side on one object.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import enum
 import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torpor.errors import InternalError
+from torpor.host.cancel import entered_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from torpor.host.process import ProcessId
     from torpor.snapshot.manifest import Machine, Platform
     from torpor.units import Digest
+
+    StepTimer = Callable[[str], contextlib.AbstractContextManager[None]]
+    """What times the body under a name."""
 
 R = TypeVar("R")
 
@@ -93,11 +98,16 @@ class WrittenMemory:
     """Guest memory written since the VM's memory file was mapped.
 
     `runs` are (offset, length) in bytes, ascending, multiples of the page size; `data` holds the
-    bytes of the runs one after the other.
+    bytes of `pieces` one after the other: of the runs, if it is not said. Later ones are newer.
     """
 
     runs: list[tuple[int, int]] = field(repr=False)
     data: Path
+    pieces: list[tuple[int, int]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.pieces:
+            self.pieces.extend(self.runs)
 
     @property
     def size_bytes(self) -> int:
@@ -162,6 +172,26 @@ class Vmm(abc.ABC):
             functools.partial(self._copy_written_memory, data), {VmmState.PAUSED}, VmmState.PAUSED
         )
 
+    @contextlib.asynccontextmanager
+    async def ready_to_freeze(self, vmstate: Path, data: Path) -> AsyncIterator[None]:
+        """RUNNING: have ready what one `freeze` of the same arguments in the body needs.
+
+        What it writes is complete at the end of the body. Raises VmmFailed and NoSpace at both
+        ends, where the VM's state stays as it is.
+        """
+        if self.state is not VmmState.RUNNING:
+            raise InternalError(f"the VM is {self.state.value}, it has to be running")
+        async with entered_in_thread(self._readiness(vmstate, data)):
+            yield
+
+    async def freeze(self, vmstate: Path, data: Path, *, step: StepTimer) -> WrittenMemory:
+        """RUNNING -> PAUSED: `pause`, `save_state` and `copy_written_memory` as fast as can be.
+
+        Comes to its end before a cancellation goes on. When saving or copying fails the VM is
+        PAUSED as long as its process lives. `step` times each of the three, which may overlap.
+        """
+        return await finish(self._freeze(vmstate, data, step))
+
     async def stop(self) -> None:
         """Any state -> DEAD: end the process and wait for its end. Safe to repeat."""
         if self.state is not VmmState.DEAD:
@@ -193,6 +223,18 @@ class Vmm(abc.ABC):
             self.state = state
             for observer in self.observers:
                 observer(state)
+
+    def _readiness(self, vmstate: Path, data: Path) -> contextlib.AbstractContextManager[object]:
+        """What `ready_to_freeze` enters and leaves; it may block."""
+        return contextlib.nullcontext()
+
+    async def _freeze(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        with step("pause"):
+            await self.pause()
+        with step("device state"):
+            await self.save_state(vmstate)
+        with step("written memory"):
+            return await self.copy_written_memory(data)
 
     @abc.abstractmethod
     async def _boot(self) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 from dataclasses import dataclass
@@ -118,10 +119,15 @@ class Rig:
         await vmm.pause()
         await vmm.save_state(where / "vmstate")
         written = await vmm.copy_written_memory(where / "written")
-        copy_sparse(vmm.config.memory, where / "memory")
-        with (where / "memory").open("r+b") as target, written.data.open("rb") as source:
-            write_page_runs(target.fileno(), written.runs, source.fileno())
-        return where / "vmstate", where / "memory", written
+        return where / "vmstate", self.laid_over(vmm, written), written
+
+    def laid_over(self, vmm: Vmm, written: WrittenMemory) -> Path:
+        """The whole memory of a VM, in a new file."""
+        memory = self.directory / f"memory-{next(self._number)}"
+        copy_sparse(vmm.config.memory, memory)
+        with memory.open("r+b") as target, written.data.open("rb") as source:
+            write_page_runs(target.fileno(), written.pieces, source.fileno())
+        return memory
 
     async def restored(self, vmm: Vmm) -> Vmm:
         """Another VM that goes on where `vmm` is now; `vmm` stays paused."""
@@ -229,6 +235,40 @@ async def test_restored_vm_goes_on(rig: Rig) -> None:
     assert restored.state is VmmState.PAUSED
     await restored.resume()
     await rig.until_it_wrote(restored, pages=1)
+
+
+async def test_frozen_vm_goes_on_twice(rig: Rig) -> None:
+    """What one call froze, with room made before or not, is what the separate ones give."""
+    vmm = await rig.booted()
+    for name in ("first", "second"):
+        vmstate, data = rig.directory / f"{name}-state", rig.directory / name
+        async with vmm.ready_to_freeze(vmstate, data):
+            frozen = await vmm.freeze(vmstate, data, step=contextlib.nullcontext)
+            assert vmm.state is VmmState.PAUSED
+        again = await vmm.copy_written_memory(rig.directory / f"{name}-again")
+        assert again.runs == frozen.runs
+        memory = rig.laid_over(vmm, frozen)
+        assert memory.read_bytes() == rig.laid_over(vmm, again).read_bytes()
+        child = rig.create(rig.config(memory, vmm.config.scratch))
+        await child.start()
+        await child.load(vmstate)
+        await vmm.stop()
+        await child.resume()
+        await rig.until_it_wrote(child, pages=1)
+        vmm = child
+
+
+async def test_freezing_fails_at_a_full_or_missing_place(rig: Rig) -> None:
+    """The VM stays paused and goes on."""
+    vmm = await rig.booted()
+    with pytest.raises(VmmFailed):
+        async with vmm.ready_to_freeze(rig.directory / "no/s", rig.directory / "w"):
+            await vmm.freeze(
+                rig.directory / "no/s", rig.directory / "w", step=contextlib.nullcontext
+            )
+    assert vmm.state is VmmState.PAUSED
+    await vmm.resume()
+    await rig.until_it_wrote(vmm, pages=1)
 
 
 async def test_restored_vm_wrote_nothing_before_it_was_resumed(rig: Rig) -> None:

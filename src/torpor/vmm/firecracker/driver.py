@@ -25,15 +25,15 @@ from torpor.host.seccomp import refuse_huge_pages
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.firecracker import requests
 from torpor.vmm.firecracker.api import Api, ConnectionLost
-from torpor.vmm.firecracker.jail import Jail, move_out
+from torpor.vmm.firecracker.jail import Jail, copy_out
 from torpor.vmm.firecracker.jailer import LockedJail, find_jailer
 from torpor.vmm.firecracker.memory import copy_diff, maps_file
 from torpor.vmm.firecracker.program import find_version, require_kvm
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
-from torpor.vmm.written import copy_written_memory
+from torpor.vmm.written import WrittenCopy, copy_written_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import Any
 
@@ -104,6 +104,7 @@ class FirecrackerVmm(Vmm):
         self._api = Api(self._jail.socket)
         self._restored = False  # memory is a mapping of the memory file
         self._saved = False
+        self._copy: WrittenCopy | None = None
 
     @property
     def process(self) -> ProcessId | None:
@@ -151,14 +152,15 @@ class FirecrackerVmm(Vmm):
         if jailer is not None:
             self._jail = LockedJail.made_for(config, jailer, program)
             self._api = Api(self._jail.socket)
-        self._jail.make(config)
         config.vmm_log.touch()
-        self._process = process.spawn(
-            self._jail.command(config, program),
-            log=config.console_log,  # the guest's console is Firecracker's standard output
-            cwd=self._jail.directory,
-            prepare=self._preparation(),
-        )
+        with self._jail.made(config) as inherited:
+            self._process = process.spawn(
+                self._jail.command(config, program),
+                log=config.console_log,  # the guest's console is Firecracker's standard output
+                cwd=self._jail.directory,
+                pass_fds=inherited,
+                prepare=self._preparation(),
+            )
 
     def _preparation(self) -> Callable[[], None] | None:
         first = self._jail.prepare(self.config)
@@ -208,35 +210,70 @@ class FirecrackerVmm(Vmm):
         await self._ask(requests.run_request(paused=True))
 
     async def _save_state(self, vmstate: Path) -> None:
-        assert self._process is not None
         await self._save()
-        await in_thread(_move, self._jail.saved_state(self._process.pid), vmstate)
+        if self._copy is None:
+            await in_thread(self._bring_out, vmstate)
 
     async def _copy_written_memory(self, data: Path) -> WrittenMemory:
         assert self._process is not None
+        pid = self._process.pid
+        if self._copy is not None:
+            return await in_thread(self._copy.finish)
         if self._restored:
-            find = functools.partial(pagemap.find_mapping, path=self.config.memory)
-            return await in_thread(copy_written_memory, self._process.pid, find, data)
+            return await in_thread(copy_written_memory, pid, self.config.memory, data)
         if not self._saved:
             await self._save()
-        return await in_thread(copy_diff, self._jail.saved_memory(self._process.pid), data)
+        return await in_thread(
+            copy_diff, functools.partial(self._jail.open_saved, pid, requests.SAVED_MEMORY), data
+        )
+
+    @contextlib.contextmanager
+    def _readiness(self, vmstate: Path, data: Path) -> Iterator[None]:
+        if not self._restored:
+            yield
+            return
+        assert self._process is not None
+        pid = self._process.pid
+        with WrittenCopy.begun(pid, self.config.memory, data) as self._copy:
+            try:
+                runs = self._copy.make_room()
+                with contextlib.suppress(OSError):  # it would only have been quicker
+                    self._jail.make_room(pid, self.config.machine.memory_bytes, runs)
+                yield
+            finally:
+                self._copy = None
+        self._bring_out(vmstate)
 
     async def _save(self) -> None:
         """Let Firecracker write device state and memory, as they are in this pause."""
         assert self._process is not None
-        pid = self._process.pid
         lost = self._jail.lost_memory
         try:
             await self._ask(requests.save_request(whole=lost.exists() and not self._restored))
         except BaseException:
             lost.touch()  # Firecracker may count pages as saved that are in no file now
-            self._jail.saved_state(pid).unlink(missing_ok=True)
-            self._jail.saved_memory(pid).unlink(missing_ok=True)
+            self._drop(requests.SAVED_STATE)
+            self._drop(requests.SAVED_MEMORY)
             raise
         lost.unlink(missing_ok=True)
-        if self._restored:
-            self._jail.saved_memory(pid).unlink()
         self._saved = True
+
+    def _bring_out(self, vmstate: Path) -> None:
+        """Device state to its place; of a restored VM, memory is dropped. Blocking."""
+        assert self._process is not None
+        try:
+            copy_out(self._jail.open_saved(self._process.pid, requests.SAVED_STATE), vmstate)
+        except OSError as error:
+            kind = NoSpace if error.errno == errno.ENOSPC else VmmFailed
+            raise kind(f"device state cannot be written to {vmstate}", reason=str(error)) from None
+        finally:
+            self._drop(requests.SAVED_STATE)
+            if self._restored:
+                self._drop(requests.SAVED_MEMORY)
+
+    def _drop(self, name: str) -> None:
+        assert self._process is not None
+        self._jail.drop_saved(self._process.pid, name)
 
     async def _stop(self) -> None:
         if self._process is not None:
@@ -272,11 +309,3 @@ def _check_kernel(path: Path) -> None:
         raise HostUnfit(f"there is no kernel {path} for Firecracker", hint=hint) from None
     if magic != _ELF:
         raise HostUnfit(f"the kernel {path} is no ELF file", reason=repr(magic), hint=hint)
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        move_out(source, target)
-    except OSError as error:
-        kind = NoSpace if error.errno == errno.ENOSPC else VmmFailed
-        raise kind(f"device state cannot be written to {target}", reason=str(error)) from None

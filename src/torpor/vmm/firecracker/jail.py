@@ -3,13 +3,18 @@
 Below the instance's directory, `jail` holds links to the VM's files, the API socket and what
 Firecracker writes; it is the process's working directory. Device state names files relative to it,
 so a snapshot restores in any other. With Firecracker's jailer it is more than that: see `jailer`.
+
+What Firecracker writes it synchronizes before it answers, and its guest stands still meanwhile. So
+it goes to memory: to files without a name, which Firecracker inherits and which go with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from torpor.vmm.firecracker.requests import (
@@ -24,8 +29,7 @@ from torpor.vmm.firecracker.requests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
 
     from torpor.vmm.interface import VmConfig
 
@@ -60,19 +64,38 @@ class Jail:
         """It is there after a snapshot that failed: the next one is to be whole."""
         return self.directory / "memory.lost"
 
-    def saved_state(self, pid: int) -> Path:
-        """Where the process of that pid writes device state."""
-        return self._seen(pid, SAVED_STATE)
+    def open_saved(self, pid: int, name: str) -> int:
+        """Open what the process of that pid wrote under a name; for reading. Raises OSError."""
+        return os.open(self._seen(pid, name), os.O_RDONLY | os.O_CLOEXEC)
 
-    def saved_memory(self, pid: int) -> Path:
-        """Where the process of that pid writes memory with it."""
-        return self._seen(pid, SAVED_MEMORY)
+    def make_room(self, pid: int, size: int, runs: Iterable[tuple[int, int]]) -> None:
+        """Have memory for what the process will write as memory of that size. Raises OSError."""
+        descriptor = self._open_memory(pid)
+        try:
+            os.ftruncate(descriptor, size)  # of another size, Firecracker would begin it anew
+            for offset, length in runs:
+                os.posix_fallocate(descriptor, offset, length)
+        finally:
+            os.close(descriptor)
 
-    def make(self, config: VmConfig) -> None:
-        """Lay out the links of a VM. Blocking."""
+    def drop_saved(self, pid: int, name: str) -> None:
+        """Forget what the process of that pid wrote under a name. Never fails."""
+        with contextlib.suppress(OSError):
+            os.truncate(self._seen(pid, name), 0)
+
+    @contextlib.contextmanager
+    def made(self, config: VmConfig) -> Iterator[list[int]]:
+        """Lay out the links of a VM; the descriptors that its process has to inherit. Blocking."""
         (self.directory / SAVED).mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, path in named_files(config).items():
-            self._link(name, path)
+            self._link(name, path.absolute())
+        with contextlib.ExitStack() as stack:
+            descriptors = []
+            for name in (SAVED_STATE, SAVED_MEMORY):
+                descriptors.append(os.memfd_create(name, os.MFD_CLOEXEC))
+                stack.callback(os.close, descriptors[-1])
+                self._link(name, Path(f"/proc/self/fd/{descriptors[-1]}"))
+            yield descriptors
 
     def prepare(self, config: VmConfig) -> Callable[[], None] | None:
         """What the thread that starts Firecracker has to do before; nothing."""
@@ -80,7 +103,7 @@ class Jail:
 
     def put_state(self, vmstate: Path) -> None:
         """Let Firecracker find device state to load. Blocking."""
-        self._link(LOADED_STATE, vmstate)
+        self._link(LOADED_STATE, vmstate.absolute())
 
     def command(self, config: VmConfig, program: str) -> list[str]:
         """The command line of Firecracker, to be run in the jail."""
@@ -90,22 +113,20 @@ class Jail:
             command = ["nsenter", f"--net=/run/netns/{config.namespace}", "--", *command]
         return command
 
+    def _open_memory(self, pid: int) -> int:
+        return os.open(self._seen(pid, SAVED_MEMORY), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
     def _seen(self, pid: int, name: str) -> Path:
-        return self.directory / name
+        path = self.directory / name
+        return Path(str(path.readlink()).replace("self", str(pid))) if path.is_symlink() else path
 
     def _link(self, name: str, path: Path) -> None:
         link = self.directory / name
         link.unlink(missing_ok=True)
-        link.symlink_to(path.absolute())
+        link.symlink_to(path)
 
 
-def move_out(source: Path, target: Path) -> None:
-    """Move what Firecracker wrote to its place, on whatever file system that is. Blocking.
-
-    A link there is not followed: the process in a jail may be one that its guest took over.
-    Raises OSError.
-    """
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def copy_out(descriptor: int, target: Path) -> None:
+    """Copy what Firecracker wrote to its place, and close it. Blocking. Raises OSError."""
     with open(descriptor, "rb") as stream, target.open("wb") as out:
         shutil.copyfileobj(stream, out)
-    source.unlink()

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final
 
 from torpor.errors import VmmFailed
 from torpor.vmm.firecracker.jail import LEVEL, SOCKET, Jail, named_files
-from torpor.vmm.firecracker.requests import LOADED_STATE, SAVED
+from torpor.vmm.firecracker.requests import LOADED_STATE, SAVED, SAVED_MEMORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torpor.vmm.interface import VmConfig
 
@@ -74,7 +74,8 @@ class LockedJail(Jail):
         """See Jail; where Firecracker cannot write."""
         return self.base / "memory.lost"
 
-    def make(self, config: VmConfig) -> None:
+    @contextlib.contextmanager
+    def made(self, config: VmConfig) -> Iterator[list[int]]:
         """See Jail: places to mount at. All that is read becomes readable; home stays closed."""
         self.directory.mkdir(mode=0o700, parents=True)
         (self.directory / SAVED).mkdir()
@@ -86,6 +87,7 @@ class LockedJail(Jail):
         user = self._user(config)
         for path in (config.scratch, config.vmm_log):
             os.chown(path, user, user)
+        yield []
 
     def prepare(self, config: VmConfig) -> Callable[[], None]:
         """Give the calling thread mounts of its own, with those of the jail."""
@@ -126,8 +128,23 @@ class LockedJail(Jail):
             command += ["--netns", f"/run/netns/{config.namespace}"]
         return [*command, "--", "--api-sock", SOCKET, "--log-path", _LOG, *LEVEL]
 
-    def _seen(self, pid: int, name: str) -> Path:
-        return Path(f"/proc/{pid}/root") / name
+    def open_saved(self, pid: int, name: str) -> int:
+        """See Jail. A link is not followed: the process may be one that its guest took over."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(f"/proc/{pid}/root/{name}", flags)
+
+    def drop_saved(self, pid: int, name: str) -> None:
+        """See Jail."""
+        with contextlib.suppress(OSError):
+            os.unlink(f"/proc/{pid}/root/{name}")
+
+    def _open_memory(self, pid: int) -> int:
+        place = f"/proc/{pid}/root/{SAVED_MEMORY}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(place, flags, 0o600)
+        owner = os.stat(os.path.dirname(place))
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        return descriptor
 
     @staticmethod
     def _user(config: VmConfig) -> int:

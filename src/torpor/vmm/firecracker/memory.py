@@ -17,7 +17,7 @@ from torpor.host.sparse import data_extents
 from torpor.vmm.interface import WrittenMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _STEP_BYTES = 1 << 20
 
@@ -33,13 +33,13 @@ def maps_file(pid: int, path: Path) -> bool:
     return any(line.split()[3:5] == [device, str(wanted.st_ino)] for line in lines)
 
 
-def copy_diff(diff: Path, data: Path) -> WrittenMemory:
+def copy_diff(opened: Callable[[], int], data: Path) -> WrittenMemory:
     """The pages in the memory file of a Diff snapshot, copied to the new file `data`. Blocking.
 
-    Raises NoSpace, VmmFailed when it went with its process.
+    Raises NoSpace, VmmFailed when the file that is to be opened went with its process.
     """
     try:
-        descriptor = os.open(diff, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = opened()
     except OSError as error:
         raise VmmFailed("Firecracker's memory file is gone", reason=str(error)) from None
     with open(descriptor, "rb") as source:

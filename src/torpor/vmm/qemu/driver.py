@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from torpor.errors import HostUnfit, NoSpace, VmmFailed
 from torpor.host import cpu, pagemap, process
@@ -19,19 +20,23 @@ from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.qemu import arguments
 from torpor.vmm.qemu.models import check_model
 from torpor.vmm.qemu.monitor import Monitor
-from torpor.vmm.written import copy_written_memory
+from torpor.vmm.written import WrittenCopy, copy_written_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from torpor.config import Settings
     from torpor.host.process import ProcessId
     from torpor.units import Digest
+    from torpor.vmm.interface import StepTimer
+
+R = TypeVar("R")
 
 _CPU_MODELS: Final = {"tcg": "max", "kvm": "host"}
 _VERSION = re.compile(r"version (\d+\.\d+(?:\.\d+)?)")
 _SOCKET_NAME: Final = "qmp.sock"
+_STATE_NAME: Final = "s"
 _STALLED: Final = "io-error"
 """QEMU's state after a write that found the disk full (werror=enospc, its default)."""
 _ADOPTABLE: Final = {"running": VmmState.RUNNING, "paused": VmmState.PAUSED}
@@ -103,6 +108,7 @@ class QemuVmm(Vmm):
         self._cpu_model = cpu_model
         self._process: ProcessId | None = None
         self._monitor: Monitor | None = None
+        self._copy: WrittenCopy | None = None
 
     @property
     def process(self) -> ProcessId | None:
@@ -196,12 +202,60 @@ class QemuVmm(Vmm):
         await self._command("stop")
 
     async def _save_state(self, vmstate: Path) -> None:
-        await self._command("xen-save-devices-state", filename=str(vmstate), live=True)
+        # live, it would hand the disks over to another QEMU: they are taken back at `cont`, and
+        # a second such command in one pause ends QEMU
+        name = str(vmstate) if self._copy is None else _STATE_NAME
+        await self._command("xen-save-devices-state", filename=name, live=False)
 
     async def _copy_written_memory(self, data: Path) -> WrittenMemory:
         assert self._process is not None
-        find = functools.partial(pagemap.find_mapping, path=self.config.memory)
-        return await in_thread(copy_written_memory, self._process.pid, find, data)
+        if self._copy is not None:
+            return await in_thread(self._copy.finish)
+        return await in_thread(copy_written_memory, self._process.pid, self.config.memory, data)
+
+    async def _freeze(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        """See Vmm. QEMU has both commands at once; memory is copied while it does the second."""
+        await self._connected()  # so that each task sends before it waits, in their order
+        pause = functools.partial(self._step, self._pause, {VmmState.RUNNING}, VmmState.PAUSED)
+        pausing = asyncio.ensure_future(self._timed(step("pause"), pause))
+        save = functools.partial(self._save_state, vmstate)
+        saving = asyncio.ensure_future(self._timed(step("device state"), save))
+
+        async def take() -> WrittenMemory:
+            copy = functools.partial(self._copy_written_memory, data)
+            written = await self._timed(step("written memory"), copy)
+            await saving
+            return written
+
+        try:
+            await pausing
+            return await self._step(take, {VmmState.PAUSED}, VmmState.PAUSED)
+        finally:
+            await asyncio.gather(saving, return_exceptions=True)
+
+    @staticmethod
+    async def _timed(
+        timer: contextlib.AbstractContextManager[None], work: Callable[[], Awaitable[R]]
+    ) -> R:
+        with timer:
+            return await work()
+
+    @contextlib.contextmanager
+    def _readiness(self, vmstate: Path, data: Path) -> Iterator[None]:
+        assert self._process is not None
+        # QEMU reads commands byte by byte: a short name in its working directory, renamed later
+        saved = self.config.directory / _STATE_NAME
+        try:
+            with WrittenCopy.begun(self._process.pid, self.config.memory, data) as self._copy:
+                self._copy.make_room()
+                yield
+            try:
+                saved.rename(vmstate)
+            except OSError as error:
+                raise VmmFailed("device state cannot be kept", reason=str(error)) from None
+        finally:
+            self._copy = None
+            saved.unlink(missing_ok=True)
 
     async def _stop(self) -> None:
         await self._disconnect()

@@ -238,11 +238,15 @@ async def test_failed_save_loses_no_pages_of_a_booted_vm(bench: Bench) -> None:
     await vmm.boot()
     await vmm.pause()
     before = await vmm.copy_written_memory(bench.directory / "before")
-    (vmm.config.directory / "jail/saved/memory").unlink()
-    (vmm.config.directory / "jail/saved/memory").symlink_to("/dev/full")
+    link = vmm.config.directory / "jail/saved/memory"
+    place = link.readlink()
+    link.unlink()
+    link.symlink_to("/dev/full")
     with pytest.raises(VmmFailed, match="PUT /snapshot/create"):
         await vmm.save_state(bench.directory / "state")
     assert vmm.state is VmmState.PAUSED
+    link.unlink()
+    link.symlink_to(place)
     await vmm.save_state(bench.directory / "state")
     after = await vmm.copy_written_memory(bench.directory / "after")
     old, new = bytearray(MiB), bytearray(MiB)
@@ -264,7 +268,7 @@ async def test_full_disk_is_told_as_such(bench: Bench, monkeypatch: pytest.Monke
     vmm = bench.create()
     await vmm.boot()
     await vmm.pause()
-    monkeypatch.setattr("torpor.vmm.firecracker.driver.move_out", full)
+    monkeypatch.setattr("torpor.vmm.firecracker.driver.copy_out", full)
     with pytest.raises(NoSpace):
         await vmm.save_state(bench.directory / "state")
     assert vmm.state is VmmState.PAUSED

@@ -9,7 +9,7 @@ import pytest
 
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
-from torpor.vmm.firecracker.jail import Jail, move_out
+from torpor.vmm.firecracker.jail import Jail
 from torpor.vmm.firecracker.jailer import LockedJail, find_jailer
 from torpor.vmm.interface import VmConfig
 
@@ -69,7 +69,8 @@ def test_layout(tmp_path: Path) -> None:
     assert LockedJail.found(config) is None
     jail = LockedJail.made_for(config, "/bin/jailer", "/bin/true")
     config.memory.chmod(0o400)
-    jail.make(config)
+    with jail.made(config) as inherited:
+        assert not inherited
     assert config.memory.stat().st_mode & 0o777 == 0o404
     names = {path.name for path in jail.directory.iterdir()}
     files = {"image", "scratch", "app", "memory", "vmlinux", "initramfs", "vmm.log"}
@@ -87,10 +88,12 @@ def test_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
     secret, saved = tmp_path / "secret", tmp_path / "vmstate"
     secret.write_text("secret")
     saved.symlink_to(secret)
+    jail = LockedJail(tmp_path, tmp_path, "")
     with pytest.raises(OSError, match="symbolic links"):
-        move_out(saved, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert secret.exists()
+        jail.open_saved(os.getpid(), str(saved))
+    jail.drop_saved(os.getpid(), str(saved))
+    assert not saved.is_symlink()
+    assert secret.read_text() == "secret"
 
 
 def test_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +112,8 @@ def test_without_jailer(tmp_path: Path) -> None:
     """The jail is a directory of links; Firecracker is called as it is."""
     config = make_config(tmp_path / "a")
     jail = Jail.of(config)
-    jail.make(config)
+    with jail.made(config) as inherited:
+        assert len(inherited) == 2
     assert (jail.directory / "memory").resolve() == config.memory
     assert jail.prepare(config) is None
     assert jail.command(config, "/bin/fc")[0] == "/bin/fc"
