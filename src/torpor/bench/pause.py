@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from typing import TYPE_CHECKING
 
-from torpor.bench.report import Report, host_parameters
+from torpor.bench.clones import time_pauses
+from torpor.bench.report import Report, at_most, host_parameters
 from torpor.host import pagemap
 from torpor.host.cancel import in_thread
 from torpor.image.spec import load_spec
@@ -29,8 +31,9 @@ async def bench_pause(node: Node, *, function: Path, runs: int) -> Report:
     """Each round, for each memory size: restore, two requests, snapshot.
 
     The written pages are about the same in both sizes (series `written`); what remains is what
-    memory size itself costs. `scan ioctl` and `scan reading` are the two ways to find those pages,
-    timed on the same running VM.
+    memory size itself costs. `alone` is a pause in which nothing happens: the median of several
+    before and after. `scan ioctl` and `scan reading` are the two ways to find those pages, timed
+    on the same running VM.
     """
     spec = await in_thread(load_spec, function)
     snapshots: dict[str, LocalSnapshot] = {}
@@ -47,6 +50,7 @@ async def bench_pause(node: Node, *, function: Path, runs: int) -> Report:
         for size in snapshots:
             await node.remove_function(names[size])
     report.compare("1GiB", "256MiB")
+    report.compare("256MiB", "alone 256MiB", at_most(3))
     report.compare("scan reading 1GiB", "scan ioctl 1GiB")
     return report
 
@@ -64,12 +68,15 @@ async def _sample(node: Node, snapshot: LocalSnapshot, size: str, report: Report
                 timeout_s=node.parts.settings.request_timeout_s,
             )
         await in_thread(_time_scans, instance.vmm, snapshot, size, report)
+        alone = await time_pauses(instance)
         captured = await capture(
             node.parts, instance, kind="instance", function=instance.function, then="resume"
         )
+        alone += await time_pauses(instance)
     finally:
         await node.instances.destroy(instance.id, vmm=instance.vmm)
     report.add(size, captured.pause_s, "s")
+    report.add(f"alone {size}", statistics.median(alone), "s")
     report.add(f"written {size}", captured.written_bytes, "B")
     for step, step_s in captured.timeline.to_dict().items():
         report.add(f"{step} {size}", step_s, "s")
