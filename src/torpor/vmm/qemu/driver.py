@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from torpor.errors import HostUnfit, NoSpace, VmmFailed
 from torpor.host import cpu, pagemap, process
@@ -23,15 +23,13 @@ from torpor.vmm.qemu.monitor import Monitor
 from torpor.vmm.written import WrittenCopy, copy_written_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torpor.config import Settings
     from torpor.host.process import ProcessId
     from torpor.units import Digest
     from torpor.vmm.interface import StepTimer
-
-R = TypeVar("R")
 
 _CPU_MODELS: Final = {"tcg": "max", "kvm": "host"}
 _VERSION = re.compile(r"version (\d+\.\d+(?:\.\d+)?)")
@@ -214,31 +212,28 @@ class QemuVmm(Vmm):
         return await in_thread(copy_written_memory, self._process.pid, self.config.memory, data)
 
     async def _freeze(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
-        """See Vmm. QEMU has both commands at once; memory is copied while it does the second."""
-        await self._connected()  # so that each task sends before it waits, in their order
-        pause = functools.partial(self._step, self._pause, {VmmState.RUNNING}, VmmState.PAUSED)
-        pausing = asyncio.ensure_future(self._timed(step("pause"), pause))
-        save = functools.partial(self._save_state, vmstate)
-        saving = asyncio.ensure_future(self._timed(step("device state"), save))
+        """See Vmm. Memory is copied while QEMU saves device state."""
+        with step("pause"):
+            await self.pause()
+        return await self._step(
+            functools.partial(self._save_and_copy, vmstate, data, step),
+            {VmmState.PAUSED},
+            VmmState.PAUSED,
+        )
 
-        async def take() -> WrittenMemory:
-            copy = functools.partial(self._copy_written_memory, data)
-            written = await self._timed(step("written memory"), copy)
-            await saving
-            return written
+    async def _save_and_copy(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        async def save() -> None:
+            with step("device state"):
+                await self._save_state(vmstate)
 
+        saving = asyncio.ensure_future(save())
         try:
-            await pausing
-            return await self._step(take, {VmmState.PAUSED}, VmmState.PAUSED)
+            with step("written memory"):
+                written = await self._copy_written_memory(data)
+            await saving
         finally:
             await asyncio.gather(saving, return_exceptions=True)
-
-    @staticmethod
-    async def _timed(
-        timer: contextlib.AbstractContextManager[None], work: Callable[[], Awaitable[R]]
-    ) -> R:
-        with timer:
-            return await work()
+        return written
 
     @contextlib.contextmanager
     def _readiness(self, vmstate: Path, data: Path) -> Iterator[None]:
