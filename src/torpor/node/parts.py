@@ -103,10 +103,10 @@ class Parts:
         The VMM that made it if the setting leaves that open, else the one that is set: it then
         refuses the other's snapshots. Raises HostUnfit when the VMM is missing.
         """
-        wanted = manifest.platform.vmm
-        if self.settings.vmm != "auto" or wanted == self.driver.name or wanted not in _DRIVERS:
-            return self.driver
-        return _DRIVERS[wanted](self.settings)
+        wanted, driver = manifest.platform.vmm, self.driver
+        if self.settings.vmm == "auto" and wanted != driver.name and wanted in _DRIVERS:
+            driver = _DRIVERS[wanted](self.settings)
+        return driver.like(manifest.platform)
 
     def boot_files(self) -> BootFiles:
         """Kernel and initramfs of this host. Blocking; raises HostUnfit."""

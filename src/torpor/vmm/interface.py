@@ -273,6 +273,10 @@ class Driver(abc.ABC):
     def platform(self, kernel: Digest) -> Platform:
         """What snapshots made here depend on. Blocking; HostUnfit when the VMM is missing."""
 
+    def like(self, platform: Platform) -> Driver:
+        """The driver for what was made on a platform, if this VMM has it in several kinds."""
+        return self
+
     @abc.abstractmethod
     def create(self, config: VmConfig) -> Vmm:
         """A VM in state NEW; nothing is started yet."""

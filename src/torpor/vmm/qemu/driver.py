@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import os
 import re
@@ -49,6 +50,15 @@ class QemuDriver(Driver):
         self._program = settings.qemu
         self.accelerator = cpu.choose_accelerator(settings.accelerator)
         self.cpu_model = settings.cpu_model or _CPU_MODELS[self.accelerator]
+        self.machine_type = arguments.NEW_MACHINE_TYPE
+
+    def like(self, platform: Platform) -> QemuDriver:
+        """See Driver."""
+        if platform.machine_type not in arguments.MACHINE_TYPES:
+            return self
+        other = copy.copy(self)
+        other.machine_type = platform.machine_type
+        return other
 
     def platform(self, kernel: Digest) -> Platform:
         """See Driver.
@@ -65,7 +75,7 @@ class QemuDriver(Driver):
             architecture=os.uname().machine,
             vmm=self.name,
             vmm_version=_version(self._program),
-            machine_type=arguments.MACHINE_TYPE,
+            machine_type=self.machine_type,
             accelerator=self.accelerator,
             cpu_model=self.cpu_model,
             cpu_vendor=cpu.vendor() if native else "",
@@ -78,7 +88,11 @@ class QemuDriver(Driver):
     def create(self, config: VmConfig) -> QemuVmm:
         """See Driver."""
         return QemuVmm(
-            config, program=self._program, accelerator=self.accelerator, cpu_model=self.cpu_model
+            config,
+            program=self._program,
+            machine_type=self.machine_type,
+            accelerator=self.accelerator,
+            cpu_model=self.cpu_model,
         )
 
     async def adopt(self, config: VmConfig, process: ProcessId) -> QemuVmm:
@@ -99,9 +113,18 @@ class QemuDriver(Driver):
 class QemuVmm(Vmm):
     """One QEMU process."""
 
-    def __init__(self, config: VmConfig, *, program: str, accelerator: str, cpu_model: str) -> None:
+    def __init__(
+        self,
+        config: VmConfig,
+        *,
+        program: str,
+        machine_type: str,
+        accelerator: str,
+        cpu_model: str,
+    ) -> None:
         super().__init__(config)
         self._program = program
+        self._machine_type = machine_type
         self._accelerator = accelerator
         self._cpu_model = cpu_model
         self._process: ProcessId | None = None
@@ -273,7 +296,10 @@ class QemuVmm(Vmm):
             command = [
                 self._program,
                 *arguments.machine_arguments(
-                    config, accelerator=self._accelerator, cpu_model=self._cpu_model
+                    config,
+                    machine_type=self._machine_type,
+                    accelerator=self._accelerator,
+                    cpu_model=self._cpu_model,
                 ),
                 *arguments.kernel_arguments(config),
                 *arguments.device_arguments(config),
