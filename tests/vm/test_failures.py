@@ -24,7 +24,7 @@ from torpor.errors import (
     TorporError,
     VmmFailed,
 )
-from torpor.host import pagemap
+from torpor.host import frozen, pagemap
 from torpor.host.process import run
 from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
@@ -214,6 +214,7 @@ async def test_snapshot_on_a_full_disk_keeps_the_instance(
             with Path("/dev/full").open("wb", buffering=0) as full:
                 real(pid, mapping, runs, full.fileno())
 
+        monkeypatch.setattr(frozen, "_MOST_ROOM_BYTES", pagemap.PAGE_BYTES)  # of the room ahead
         monkeypatch.setattr(pagemap, "copy_written", copy_to_full_disk)
         with pytest.raises(TorporError, match="full"):
             await node.create_snapshot(instance.id, name="no-room")
