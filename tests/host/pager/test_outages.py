@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.faulty_http import Spoil
-from fixtures.pagers import PagerHome, until
-from torpor.errors import ObjectMissing
+from fixtures.pagers import PagerHome, sha256_of, until
+from torpor.errors import ObjectMissing, StoreError
+from torpor.snapshot.manifest import decode_outline, outline_of
 from torpor.units import MiB
 
 if TYPE_CHECKING:
@@ -108,6 +109,48 @@ def test_store_that_hangs(proxy: FaultyProxy, tmp_path: Path, s3_settings: Setti
         assert home.read(served.files["memory"], "whole").end()[0] == 1
         assert "within 1 s" in home.client.failure(served.digest)
         assert home.client.close(served.digest) == 0
+
+
+@minio
+def test_files_are_there_before_the_manifest(
+    proxy: FaultyProxy, tmp_path: Path, s3_settings: Settings
+) -> None:
+    """By what the ref says files are served at once; what is not here yet readers wait for."""
+    with PagerHome(tmp_path / "node", replace(s3_settings, s3_endpoint=proxy.endpoint)) as home:
+        snapshot = home.publish()
+        home.client.ensure()
+        proxy.spoil(Spoil("delay", method="GET", target="/manifest", delay_s=1.5))
+        begun = home.client.begin("f", home.source)
+        assert decode_outline(begun.outline, begun.digest) == outline_of(snapshot.manifest)
+        assert begun.files["memory"].stat().st_size == snapshot.manifest.memory.size_bytes
+        assert home.client.opened() == [], "it cannot be closed before it is open"
+        reader = home.read(begun.files["memory"], "whole")
+        assert not (home.settings.home / "snapshots" / begun.digest).exists()
+        spans = home.client.complete(begun.digest)
+        assert spans is not None
+        assert {span.name for span in spans} >= {"resolve", "manifest", "wake object", "publish"}
+        assert reader.result() == sha256_of(snapshot.memory)
+        assert home.client.opened() == [begun.digest]
+
+
+@minio
+def test_what_was_begun_does_not_come(
+    proxy: FaultyProxy, tmp_path: Path, s3_settings: Settings
+) -> None:
+    """Who waits for it is told why, who reads it gets an error, and nothing is open then."""
+    settings = replace(s3_settings, s3_endpoint=proxy.endpoint, pager_deadline_s=1.0)
+    with PagerHome(tmp_path / "node", settings) as home:
+        home.publish()
+        home.client.ensure()
+        proxy.spoil(Spoil("hang", method="GET", target="/manifest", times=None))
+        begun = home.client.begin("f", home.source)
+        reader = home.read(begun.files["memory"], "whole")
+        with pytest.raises(StoreError):
+            home.client.complete(begun.digest)
+        assert reader.end()[0] == 1
+        assert home.client.opened() == []
+        assert not begun.files["memory"].exists()
+        assert [*(home.settings.home / "snapshots").iterdir()] == []
 
 
 @minio
