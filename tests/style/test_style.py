@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 
 LEVELS = (
     {"errors"},
-    {"units"},
+    {"units", "structs"},
     {"config"},
     {"host"},
     {"store"},

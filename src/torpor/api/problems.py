@@ -13,6 +13,7 @@ import msgspec
 
 from torpor import errors
 from torpor.errors import InternalError, TorporError
+from torpor.structs import prepared
 
 MEDIA_TYPE: Final = "application/problem+json"
 _TYPE: Final = "urn:torpor:error:"
@@ -56,7 +57,7 @@ def bug_of(error: Exception) -> InternalError:
 def error_of(data: Any, *, status: int) -> TorporError:  # noqa: ANN401
     """The error that a problem is, or an InternalError for an answer that is none."""
     try:
-        problem = msgspec.convert(data, Problem)
+        problem = msgspec.convert(data, prepared(Problem))
     except msgspec.ValidationError:
         return InternalError(f"the daemon answered {status} without saying why")
     found = getattr(errors, problem.type.removeprefix(_TYPE), None)

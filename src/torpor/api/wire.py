@@ -16,6 +16,7 @@ from torpor.config import load_settings
 from torpor.errors import HostUnfit, InternalError, InvalidInput
 from torpor.node.events import Event
 from torpor.node.parts import Reporter
+from torpor.structs import prepared
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ def refuse_problem(status: int, body: bytes) -> None:
 def decode(call: Call[T], body: bytes) -> T:
     """The answer to a call. Raises InternalError for one that another version would send."""
     try:
-        return msgspec.json.decode(body, type=call.answer)
+        return msgspec.json.decode(body, type=prepared(call.answer))
     except msgspec.DecodeError as error:
         raise InternalError(
             "the daemon's answer is not understood",
@@ -123,7 +124,7 @@ class Lines:
         """What it ended with. Raises HostUnfit when the daemon stopped before."""
         if not self.ended:
             raise HostUnfit("the daemon stopped before it was done", hint="see its log")
-        return msgspec.convert(self._result, call.answer)
+        return msgspec.convert(self._result, prepared(call.answer))
 
 
 class LineSplitter:
@@ -142,4 +143,4 @@ def event_of(line: str) -> Event | None:
     """The event in a line of text/event-stream, None for the lines around it."""
     if not line.startswith("data: "):
         return None
-    return msgspec.json.decode(line.removeprefix("data: "), type=Event)
+    return msgspec.json.decode(line.removeprefix("data: "), type=prepared(Event))

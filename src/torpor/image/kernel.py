@@ -31,6 +31,7 @@ import msgspec
 from torpor.errors import Damaged, HostUnfit, ProgramFailed
 from torpor.host.process import run
 from torpor.image.vmlinux import write_vmlinux
+from torpor.structs import prepared
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ def _usable_record(boot_dir: Path) -> _Record | None:
 def _load_record(boot_dir: Path) -> _Record:
     path = boot_dir / _RECORD
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Record)
+        return msgspec.json.decode(path.read_bytes(), type=prepared(_Record))
     except FileNotFoundError:
         raise HostUnfit(f"no guest kernel is installed in {boot_dir}", hint=_HINT) from None
     except msgspec.MsgspecError as error:

@@ -25,6 +25,7 @@ from torpor.image.app import lay_out
 from torpor.image.packages import apt_sources, debian_suite, packages_to_tar
 from torpor.image.squashfs import is_padded, tar_to_squashfs, tree_to_squashfs
 from torpor.image.workspace import sweep_workspaces, workspace
+from torpor.structs import prepared
 from torpor.units import Digest, format_size, parse_digest
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class ImageLibrary:
         found = []
         for path in self._root.glob("*.json"):
             with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
-                info = msgspec.json.decode(path.read_bytes(), type=ImageInfo)
+                info = msgspec.json.decode(path.read_bytes(), type=prepared(ImageInfo))
                 if self.has(info.digest):
                     found.append(info)
         return sorted(found, key=lambda info: info.created_ns)
@@ -174,7 +175,9 @@ class ImageLibrary:
         with self._changing():
             if self.has(digest):
                 described.unlink()
-                return msgspec.json.decode(self._info_path(digest).read_bytes(), type=ImageInfo)
+                return msgspec.json.decode(
+                    self._info_path(digest).read_bytes(), type=prepared(ImageInfo)
+                )
             path.chmod(0o444)
             described.rename(self._info_path(digest))
             path.rename(self._path(digest))

@@ -27,6 +27,7 @@ from torpor.host.process import ProcessId, run
 from torpor.net.addresses import LAST_SLOT, SlotAddresses, addresses_of
 from torpor.net.apply import apply_slot, remove_slot
 from torpor.net.log_line import allocation_line, tap_line
+from torpor.structs import prepared
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -225,7 +226,7 @@ class SlotRegistry:
     def _read(self, number: int) -> SlotRecord | None:
         path = self._path(number)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=SlotRecord)
+            return msgspec.json.decode(path.read_bytes(), type=prepared(SlotRecord))
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError as error:

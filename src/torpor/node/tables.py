@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from torpor.structs import prepared
+
 if TYPE_CHECKING:
     import sqlite3
 
@@ -145,7 +147,7 @@ class Recipes:
             row = database.execute(
                 "SELECT recipe FROM recipes WHERE snapshot = ?", (snapshot,)
             ).fetchone()
-        return None if row is None else msgspec.json.decode(row["recipe"], type=Recipe)
+        return None if row is None else msgspec.json.decode(row["recipe"], type=prepared(Recipe))
 
     def put(self, snapshot: str, recipe: Recipe) -> None:
         """Keep a recipe, and forget those of snapshots that nothing names any more."""

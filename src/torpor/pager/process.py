@@ -25,6 +25,7 @@ from torpor.pager.registry import Registry
 from torpor.pager.source import Source
 from torpor.pager.waits import Waits, WatchedFiles
 from torpor.snapshot.local import LocalSnapshots
+from torpor.structs import prepared
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class _Clients:
             "hello": self._hello,
             "begin": self._begin,
             "complete": pager.complete,
-            "prepare": lambda source: pager.prepare(msgspec.convert(source, Source)),
+            "prepare": lambda source: pager.prepare(msgspec.convert(source, prepared(Source))),
             "go": pager.go,
             "wait_pushed": pager.wait_pushed,
             "hydrate": pager.hydrate,
@@ -173,7 +174,7 @@ class _Clients:
     ) -> dict[str, Any]:
         return self._pager.begin(
             reference,
-            msgspec.convert(source, Source),
+            msgspec.convert(source, prepared(Source)),
             expect=None if expect is None else Digest(expect),
             here=here,
             push=push,

@@ -19,6 +19,7 @@ import msgspec
 from torpor.errors import NoSpace
 from torpor.pager.source import Source
 from torpor.snapshot.repository.records import ImageLink, Link
+from torpor.structs import prepared
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Registry:
     def read(self, digest: Digest) -> tuple[Entry, bytes | None]:
         """An entry, and the manifest's object if it had come. Raises OSError, MsgspecError."""
         directory = self._snapshots / digest
-        entry = msgspec.msgpack.decode((directory / "entry").read_bytes(), type=Entry)
+        entry = msgspec.msgpack.decode((directory / "entry").read_bytes(), type=prepared(Entry))
         with contextlib.suppress(FileNotFoundError):
             return entry, (directory / "manifest").read_bytes()
         return entry, None

@@ -36,6 +36,7 @@ from torpor.snapshot.manifest import (
     manifest_digest,
 )
 from torpor.snapshot.windows import Touched
+from torpor.structs import prepared
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class LocalSnapshot:
         """The windows that a woken function touches, as trials found; () without a trial."""
         try:
             encoded = (self.directory / _WORKING_SET).read_bytes()
-            return msgspec.json.decode(encoded, type=tuple[Touched, ...])
+            return msgspec.json.decode(encoded, type=prepared(tuple[Touched, ...]))
         except (FileNotFoundError, msgspec.MsgspecError):
             return ()
 

@@ -12,6 +12,7 @@ import blake3
 import msgspec
 
 from torpor.errors import Damaged, Incompatible, InvalidInput
+from torpor.structs import prepared
 from torpor.units import Digest, parse_digest, parse_name
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _decode_checked(encoded: bytes, digest: Digest) -> Manifest:
 
 def _decode(encoded: bytes, as_type: type[T], digest: Digest) -> T:
     try:
-        return msgspec.json.decode(encoded, type=as_type)
+        return msgspec.json.decode(encoded, type=prepared(as_type))
     except (ValueError, RecursionError) as error:  # msgspec's, and its UnicodeDecodeError
         raise Damaged(
             f"manifest of snapshot {digest[:12]} cannot be read", reason=str(error)

@@ -42,6 +42,7 @@ from torpor.host.threads import map_ordered
 from torpor.snapshot.manifest import Manifest, decode_manifest, encode_manifest
 from torpor.snapshot.transfer import TransferReport
 from torpor.store.interface import Absent, Etag
+from torpor.structs import prepared
 from torpor.units import Digest, format_size, parse_digest, parse_name
 
 if TYPE_CHECKING:
@@ -359,7 +360,7 @@ def _read_ref(store: Store, key: str) -> tuple[Digest, str] | None:
     except ObjectMissing:
         return None
     try:
-        return parse_digest(msgspec.json.decode(data, type=_Ref).snapshot), etag
+        return parse_digest(msgspec.json.decode(data, type=prepared(_Ref)).snapshot), etag
     except (msgspec.MsgspecError, InvalidInput) as error:
         raise _damaged(key, str(error)) from None
 

@@ -26,6 +26,7 @@ import msgspec
 from torpor.errors import HostUnfit, InvalidInput
 from torpor.host.fuse import answers, protocol
 from torpor.host.fuse.layouts import DEVICE_CLONE, InitFlag
+from torpor.structs import prepared
 from torpor.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Connection:
         `descriptors` are their numbers here, if not the same. Raises InvalidInput.
         """
         try:
-            passed = msgspec.json.decode(text, type=_Passed)
+            passed = msgspec.json.decode(text, type=prepared(_Passed))
         except msgspec.MsgspecError as error:
             raise InvalidInput("not a FUSE connection", reason=str(error)) from None
         numbers = tuple(passed.descriptors if descriptors is None else descriptors)

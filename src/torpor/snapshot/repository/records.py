@@ -18,6 +18,7 @@ from torpor.errors import Damaged, DataError, Incompatible, InvalidInput, KeyMis
 from torpor.snapshot.repository.domain import KEY_ID_BYTES, PlainDomain
 from torpor.snapshot.repository.filemap import EncodedMap
 from torpor.snapshot.repository.keys import plain_keyring
+from torpor.structs import prepared
 from torpor.units import Digest
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def unseal(keyring: Keyring, name: str, data: bytes, as_type: type[R]) -> tuple[
     try:
         opened = _open(keyring, name, data, kind)
         body = _unpack(opened.body, LIMITS[kind])
-        return msgspec.msgpack.decode(body, type=as_type), opened.domain
+        return msgspec.msgpack.decode(body, type=prepared(as_type)), opened.domain
     except (ValueError, RecursionError) as error:  # msgspec's, and its UnicodeDecodeError
         raise damaged(name, f"it is no record of its kind: {error}") from None
     except Damaged as error:
