@@ -285,7 +285,8 @@ def test_pager_keeper_and_store_killed(lazy: Victim, minio: MinioServer) -> None
         minio.kill()
         signal.sigtimedwait([], 2.0)
         minio.start()
-        assert lazy.check() == {asking.result()}
+        third = asking.result(timeout=60)
+        assert lazy.check() == {third}
 
 
 @pytest.mark.minio
