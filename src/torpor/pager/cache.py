@@ -26,7 +26,7 @@ from torpor.snapshot.repository.chunks import ID_BYTES
 from torpor.snapshot.windows import WINDOW_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 _ENTRY: Final = struct.Struct("<32sIIQ")
@@ -91,29 +91,50 @@ class ChunkCache:
             self._load()
             stack.pop_all()
 
-    def get(self, chunk_id: bytes, hash_of: Callable[[bytes], bytes]) -> bytes | None:
-        """A chunk's content, None if it is not here or not right; `hash_of` gives content's id."""
+    def get(
+        self, chunk_ids: Iterable[bytes], hash_of: Callable[[memoryview], bytes]
+    ) -> dict[bytes, memoryview]:
+        """Contents by id of those chunks, each given once, that are here and right.
+
+        `hash_of` gives content's id. Slots that follow each other are read at once.
+        """
+        places: list[tuple[int, int, bytes]] = []
         with self._lock:
-            slot = self._places.get(chunk_id)
-            if slot is None:
-                self._counts["misses"] += 1
-                return None
-            self._places.move_to_end(chunk_id)
-            length = self._lengths[slot]
+            for chunk_id in chunk_ids:
+                slot = self._places.get(chunk_id)
+                if slot is None:
+                    self._counts["misses"] += 1
+                    continue
+                self._places.move_to_end(chunk_id)
+                places.append((slot, self._lengths[slot], chunk_id))
+        found: dict[bytes, memoryview] = {}
+        wrong: list[tuple[int, bytes]] = []
+        for run in _neighbours(places):
+            data = self._read(run[0][0], len(run))
+            for number, (slot, length, chunk_id) in enumerate(run):
+                begin = number * WINDOW_BYTES
+                content = data[begin : begin + length]
+                if hash_of(content) == chunk_id:
+                    found[chunk_id] = content
+                else:
+                    wrong.append((slot, chunk_id))
+        with self._lock:
+            self._counts["hits"] += len(found)
+            self._counts["misses"] += len(wrong)
+            for slot, chunk_id in wrong:
+                if self._places.get(chunk_id) == slot:  # not evicted and written over meanwhile
+                    self._counts["damaged"] += 1
+                    self._drop(chunk_id)
+        return found
+
+    def _read(self, slot: int, count: int) -> memoryview:
+        """The bytes of slots, none if the disk does not give them."""
         try:
-            content = os.pread(self._slots, length, slot * WINDOW_BYTES)
+            data = os.pread(self._slots, count * WINDOW_BYTES, slot * WINDOW_BYTES)
         except OSError as error:
             self._failed("read", error)
-            content = b""
-        right = hash_of(content) == chunk_id
-        with self._lock:
-            self._counts["hits" if right else "misses"] += 1
-            if right:
-                return content
-            if self._places.get(chunk_id) == slot:  # not evicted and written over meanwhile
-                self._counts["damaged"] += 1
-                self._drop(chunk_id)
-        return None
+            data = b""
+        return memoryview(data)
 
     def has(self, chunk_id: bytes) -> bool:
         """Whether a chunk seems to be here, without reading it."""
@@ -250,6 +271,20 @@ class _Protections:
     def covers(self, chunk_id: bytes) -> bool:
         """Whether an id is protected, or seems so."""
         return self._counts[array.array("Q", chunk_id[:8])[0] % _COUNTERS] > 0
+
+
+def _neighbours(
+    places: Iterable[tuple[int, int, bytes]],
+) -> Iterator[list[tuple[int, int, bytes]]]:
+    """Slots, with what belongs to them, in runs in which each follows the one before."""
+    run: list[tuple[int, int, bytes]] = []
+    for place in places:
+        if run and place[0] != run[-1][0] + 1:
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> int:

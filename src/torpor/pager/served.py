@@ -171,19 +171,18 @@ class StoredFile:
         entries = {window: known.get(window) for window in windows}
         missing: dict[int, Entry] = {}
         zero = 0
-        hash_of = self._content.domain.chunk_id
+        wanted = dict.fromkeys(entry.chunk_id for entry in entries.values() if entry is not None)
+        cached: dict[bytes, memoryview] = {}
+        if self.cache is not None:
+            cached = self.cache.get(wanted, self._content.domain.chunk_id)
         for window, entry in entries.items():
             if entry is None:
                 contents[window] = _ZEROS
                 zero += 1
-                continue
-            cached = None
-            if self.cache is not None:
-                cached = self.cache.get(entry.chunk_id, hash_of)
-            if cached is None:
-                missing[window] = entry
+            elif entry.chunk_id in cached:
+                contents[window] = cached[entry.chunk_id]
             else:
-                contents[window] = cached
+                missing[window] = entry
         if missing:
             found = self._fetch(missing)
             contents |= {window: found[entry.chunk_id] for window, entry in missing.items()}

@@ -47,7 +47,7 @@ def here(cache: ChunkCache, numbers: range = range(len(IDS))) -> list[int]:
 
 def get(cache: ChunkCache, number: int) -> bool:
     """Whether a chunk is here; if it is, with the right bytes."""
-    found = cache.get(IDS[number], DOMAIN.chunk_id)
+    found = cache.get([IDS[number]], DOMAIN.chunk_id).get(IDS[number])
     assert found in (None, CONTENTS[number])
     return found is not None
 
@@ -210,7 +210,7 @@ cache = ChunkCache(Path(sys.argv[1]), capacity_bytes=4 * 16384)
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
 for number in range(6):
     cache.put(bytes([number]) * 32, bytes([number]) * 16384)
-here = [number for number in range(6) if cache.get(bytes([number]) * 32, lambda c: c[:32])]
+here = [number for number in range(6) if cache.get([bytes([number]) * 32], lambda c: c[:32])]
 print(here, cache.counters().failures > 0, cache.counters().chunks)
 """
 
