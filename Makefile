@@ -56,7 +56,7 @@ lock: setup ## pin what pyproject.toml asks for
 	@.venv/bin/uv pip compile -q --generate-hashes --no-header --no-emit-index-url --extra dev --extra plot \
 		--python-version 3.11 pyproject.toml -o requirements.lock
 
-bench: setup-test ## all benchmarks
+bench: setup-test ## those of wakes, pauses, pushes and paging; `torpor bench --help` names the others
 	@for name in restore pause push pull paging crowd; do .venv/bin/torpor bench $$name || exit; done
 
 wheel: setup ## build dist/torpor-*.whl; `scripts/make-venv --into DIRECTORY` installs one
