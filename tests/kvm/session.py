@@ -21,7 +21,8 @@ from kvm.results import Results
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-DEADLINE_S = 900.0
+DEADLINE_S = 1200.0
+TEST_S = 600
 _SHOWN = 3000
 
 
@@ -105,6 +106,6 @@ def make_job(tests: Path, images: Path, extra: Mapping[str, str]) -> Job:
     command = [
         *("python", "-m", "pytest", "-p", "kvm.reporting", "-p", "no:cacheprovider"),
         *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
-        *("--durations=0", "-q", "@/rig/job/tests"),
+        *(f"--timeout={TEST_S}", "--durations=0", "-q", "@/rig/job/tests"),
     ]
     return Job(command, environment, {"job/tests": tests, **files}, images)

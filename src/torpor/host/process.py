@@ -45,6 +45,11 @@ class ProcessId:
             raise ProcessLookupError(pid)
         return cls(pid, start_ticks)
 
+    @classmethod
+    def of_child(cls, pid: int) -> ProcessId:
+        """The identity of our own child that nobody has reaped yet; it may have ended."""
+        return cls(pid, _stat(pid)[1])
+
     def is_alive(self) -> bool:
         """Whether this very process runs (a zombie does not)."""
         try:
@@ -224,7 +229,7 @@ def spawn(
         except FileNotFoundError:
             raise _not_installed(words[0]) from None
     try:
-        identity = ProcessId(child.pid, _stat(child.pid)[1])
+        identity = ProcessId.of_child(child.pid)
     finally:
         child.returncode = 0  # ours to reap through ProcessId.wait, not Popen's
     _spawned.add(identity)

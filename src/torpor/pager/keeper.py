@@ -195,11 +195,7 @@ class Keeper:
             os.close(told)
             _be_pager(connection, listener, self._job, take_over=take_over, trace=self._trace)
         os.close(told)
-        try:
-            identity = ProcessId.of(child)
-        except ProcessLookupError:  # killed at once
-            identity = ProcessId(child, 0)
-            os.waitpid(child, 0)
+        identity = ProcessId.of_child(child)
         self._places.record("pager", identity)
         with contextlib.suppress(BrokenPipeError):
             os.write(tell, b"1")
