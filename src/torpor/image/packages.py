@@ -8,6 +8,7 @@ host never sees them. What a function never reads (documentation, translations) 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,10 +37,15 @@ def packages_to_tar(packages: Sequence[str], tar: Path, *, suite: str) -> None:
     Raises InvalidInput naming a package that does not exist, ProgramFailed with apt's words.
     """
     include = ",".join(packages)
+    look = f"apt-get --quiet --simulate install {shlex.join(packages)}" if packages else "true"
     excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
     command = [
         *("mmdebstrap", "--mode=root", "--variant=essential", f"--include={include}", *excluded),
         *('--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"'),
+        # what does not exist is told before half a minute of unpacking; mmdebstrap sees that the
+        # lists are there
+        '--setup-hook=export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"'
+        f" && apt-get --quiet update --error-on=any && {look} >&2",
         f'--customize-hook=cd "$1" && rm -rf {" ".join(_OF_THE_HOST)}',
         *(suite, str(tar), *(str(path) for path in apt_sources())),
     ]
