@@ -108,9 +108,3 @@ def test_what_cannot_be_drawn_is_refused_first(tmp_path: Path, name: str) -> Non
     assert answer.returncode == InvalidInput.exit_code
     assert answer.stderr.startswith("error: cannot draw into")
     assert not (tmp_path / "home").exists()
-
-
-def test_commands_do_without_matplotlib() -> None:
-    """matplotlib is imported by --plot alone."""
-    code = "import sys, torpor.cli.main; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
