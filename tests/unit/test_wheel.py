@@ -46,11 +46,15 @@ def test_nothing_comes_from_the_checkout(installed: Installed) -> None:
 
 
 def test_files_are_those_of_the_source(installed: Installed) -> None:
-    """Every file of src/torpor is in it, the guest's C sources too, byte for byte, and no other."""
+    """Every file of src/torpor is in it, the guest's C sources too, byte for byte, and no other.
+
+    So is the mark by which type checkers see the client's types (PEP 561).
+    """
     package = Path(installed.run("python", "-c", SHOW).stdout.strip())
     source = ROOT / "src" / "torpor"
     assert contents(package) == contents(source)
     assert any(path.suffix == ".c" for path in contents(package))
+    assert Path("py.typed") in contents(package)
 
 
 def test_versions_are_the_locks(installed: Installed) -> None:
