@@ -11,6 +11,7 @@ import pytest
 from fixtures.gateways import connected, listening_on, wait_for
 from fixtures.nodes import write_function
 from torpor.config import Settings
+from torpor.node.tables import Recipes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,7 @@ async def test_sleeps_and_wakes(node: Node, tmp_path: Path) -> None:
     was removed is unknown.
     """
     scale = '[scale]\nidle = "2s"\nmax = 1\nsnapshot = "on-idle"'
-    await node.deploy(write_function(tmp_path / "counter", COUNTER, scale))
+    deployed = await node.deploy(write_function(tmp_path / "counter", COUNTER, scale))
     journal = node.parts.journal
     async with listening_on(node, Settings()) as gateway:
         answers = await asyncio.gather(*(ask(gateway) for _ in range(8)))
@@ -65,6 +66,10 @@ async def test_sleeps_and_wakes(node: Node, tmp_path: Path) -> None:
 
         await wait_for(lambda: gateway.stats().functions["counter"].stopped == 1, limit_s=60)
         assert journal.instances() == []
+        ref = journal.ref("counter")
+        assert ref is not None
+        assert ref.digest != deployed.captured.snapshot.digest
+        assert Recipes(journal).get(ref.digest)  # with `--snapshots off` it can still be booted
         status, body = await ask(gateway)
         assert (status, int(body)) == (200, numbers[-1] + 1)
 

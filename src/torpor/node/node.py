@@ -141,9 +141,9 @@ class Node:
                     deployed = await self._deployer.deploy(spec, revision=revision)
                     digest = deployed.captured.snapshot.digest
                     reach("function made")
-                    self.parts.journal.set_ref(spec.name, digest)
+                    kept = Recipes(self.parts.journal).keeping(digest, recipe_of(spec))
+                    self.parts.journal.set_ref(spec.name, digest, along=kept)
                     reach("function named")
-                    Recipes(self.parts.journal).put(digest, recipe_of(spec))
                     self.remote.want_deployed(spec.name, digest, before)
         finally:  # the old revision, or what a failed deploy made
             await finish(self.collect())

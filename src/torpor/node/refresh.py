@@ -10,6 +10,7 @@ from torpor.errors import Conflict
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive
 from torpor.node.capture import Captured, capture
+from torpor.node.tables import Recipes
 from torpor.vmm.interface import finish
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ async def refresh_function(
                 await finish(instance.vmm.detach())
         finally:
             parts.journal.end_capture(row.id)
-        await in_thread(parts.journal.set_ref, name, captured.snapshot.digest)
+        recipes, digest = Recipes(parts.journal), captured.snapshot.digest
+        recipe = await in_thread(recipes.get, row.snapshot)
+        kept = None if recipe is None else recipes.keeping(digest, recipe)
+        await in_thread(parts.journal.set_ref, name, digest, along=kept)
     return captured
 
 

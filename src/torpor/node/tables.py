@@ -24,7 +24,7 @@ from torpor.structs import prepared
 if TYPE_CHECKING:
     import sqlite3
 
-    from torpor.node.journal import Journal
+    from torpor.node.journal import Change, Journal
 
 ANYTHING: Final = "*"
 _FIRST_WAIT_S: Final = 1.0
@@ -149,8 +149,8 @@ class Recipes:
             ).fetchone()
         return None if row is None else msgspec.json.decode(row["recipe"], type=prepared(Recipe))
 
-    def put(self, snapshot: str, recipe: Recipe) -> None:
-        """Keep a recipe, and forget those of snapshots that nothing names any more."""
+    def keeping(self, snapshot: str, recipe: Recipe) -> Change:
+        """The change of the journal that keeps a recipe and forgets those that nothing needs."""
 
         def change(database: sqlite3.Connection) -> None:
             database.execute(
@@ -162,7 +162,7 @@ class Recipes:
                 (snapshot, msgspec.json.encode(recipe)),
             )
 
-        self._journal.write(change)
+        return change
 
 
 @dataclass(frozen=True)

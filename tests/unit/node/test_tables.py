@@ -83,16 +83,14 @@ def test_recipes_go_with_their_snapshots(journal: Journal) -> None:
     """Those of snapshots without name or instance are forgotten with the next deploy."""
     recipes = Recipes(journal)
     recipe = Recipe(("run",), (("A", "b"),), "/app")
-    journal.set_ref("f", Digest("d1"))
-    recipes.put("d1", recipe)
+    journal.set_ref("f", Digest("d1"), along=recipes.keeping("d1", recipe))
     assert recipes.get("d1") == recipe
     journal.add_instance("one", function="f", snapshot="d1", port=1)
     for digest in ("d2", "d3"):
-        journal.set_ref("f", Digest(digest))
-        recipes.put(digest, recipe)
+        journal.set_ref("f", Digest(digest), along=recipes.keeping(digest, recipe))
     assert [recipes.get(digest) is not None for digest in ("d1", "d2", "d3")] == [True, False, True]
     journal.drop_instance("one")
-    recipes.put("d3", recipe)
+    journal.set_ref("f", Digest("d3"), along=recipes.keeping("d3", recipe))
     assert recipes.get("d1") is None
 
 
