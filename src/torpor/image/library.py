@@ -29,7 +29,7 @@ from torpor.structs import prepared
 from torpor.units import Digest, format_size, parse_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torpor.image.spec import FunctionSpec, ImageSpec
@@ -123,19 +123,6 @@ class ImageLibrary:
         if not self.has(digest):
             raise NotFound(f"image {digest[:12]} is not on this node")
         return self._path(digest)
-
-    def collect_apps(self, needed: Collection[Digest]) -> list[Digest]:
-        """Delete the apps whose digests are not in `needed`; the digests of those deleted.
-
-        Images stay: they are large, shared, and asked for by `image rm`. The caller holds off
-        whoever may be about to use an app: one that was just built is needed by no snapshot yet.
-        """
-        kept = set(needed)
-        gone = [i.digest for i in self.list() if i.kind == "app" and i.digest not in kept]
-        for digest in gone:
-            with contextlib.suppress(NotFound):  # somebody else just deleted it
-                self.remove(digest)
-        return gone
 
     def list(self) -> list[ImageInfo]:
         """All images and apps, oldest first."""

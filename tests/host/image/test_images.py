@@ -135,27 +135,6 @@ def test_image_is_not_built_twice(tmp_path: Path) -> None:
     assert len(library.list()) == 1
 
 
-def test_apps_that_nobody_needs_are_collected(tmp_path: Path) -> None:
-    """Apps outside the needed digests go, built or pulled; needed ones and all images stay."""
-    library = ImageLibrary(tmp_path / "lib")
-    tree = make_tree(tmp_path / "tree", names=["bin/tool"])
-    image = library.build(ImageSpec(rootfs=tree), progress=silent)
-    apps = []
-    for number in range(3):
-        source = tmp_path / f"main-{number}.py"
-        source.write_text(f"print({number})\n")
-        apps.append(library.build_app(spec_of(source), capacity_bytes=APP_BYTES).digest)
-    elsewhere = ImageLibrary(tmp_path / "elsewhere")
-    for digest in (image.digest, *apps):
-        arrived = tmp_path / "arrived"
-        arrived.write_bytes(library.path(digest).read_bytes())
-        elsewhere.adopt(arrived, digest)
-    for place in (library, elsewhere):
-        assert place.collect_apps([apps[1]]) == [apps[0], apps[2]]
-        assert {info.digest for info in place.list()} == {image.digest, apps[1]}
-        assert place.collect_apps([apps[1]]) == []
-
-
 def test_files_that_changed_since_they_were_read(tmp_path: Path) -> None:
     """An app whose file is gone, or would be written through a link, is refused with the reason."""
     library = ImageLibrary(tmp_path / "lib")
