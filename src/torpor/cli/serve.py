@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json as json_module
 import logging
-import re
+import os
 import sys
-import time
+import threading
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -21,10 +20,12 @@ from torpor.cli.context import (
     KeyFile,
     Plain,
     StoreUrl,
+    VmmKind,
     keep,
     options,
     run_async,
 )
+from torpor.cli.lines import JsonLines, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("torpor.serve")
 
-_PAIR: Final = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=(.*?)(?=\s[A-Za-z_]\w*=|$)")
-_TEXT: Final = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
+_HURRY_S: Final = 3.0
+"""What is undone after a second signal has so long; then only a store can hold this process."""
 
 
 def serve(
@@ -73,6 +74,7 @@ def serve(
     plain: Plain = False,
     key_file: KeyFile = None,
     home: Home = None,
+    vmm: VmmKind = None,
     store: StoreUrl = None,
     config: Config = None,
     json: Json = False,
@@ -101,7 +103,7 @@ def serve(
         from torpor.api.daemon import Daemon
 
         settings = options.settings()
-        _set_up_logging(as_json=settings.log_format == "json")
+        set_up(as_json=settings.log_format == "json", debug=options.debug)
 
         with _tracer(settings) as tracer:
 
@@ -128,7 +130,7 @@ def _is_asked_to_end() -> bool:
 
 def _say(text: str) -> None:
     """A line on standard error; that may be a file on a full disk, which is no reason to end."""
-    if any(isinstance(handler.formatter, _JsonLines) for handler in logging.root.handlers):
+    if any(isinstance(handler.formatter, JsonLines) for handler in logging.root.handlers):
         log.info(text)
         return
     with contextlib.suppress(OSError):
@@ -159,31 +161,20 @@ async def _until_signal(daemon: Daemon) -> None:
             await asyncio.wait((draining,))
         except asyncio.CancelledError:
             daemon.hurry()
+            _leave_soon()
     draining.result()
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object a line; what is written key=value in a message becomes members too."""
+def _leave_soon() -> None:
+    """End this process soon even if a store is silent: a request to it cannot be broken off.
 
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        line = {
-            **dict(_PAIR.findall(message)),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": message,
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json_module.dumps(line)
+    A daemon may be killed at any moment, so nothing is lost by that.
+    """
+    leaving = threading.Timer(_HURRY_S, _leave)
+    leaving.daemon = True
+    leaving.start()
 
 
-def _set_up_logging(*, as_json: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter(_TEXT))
-    level = logging.DEBUG if options.debug else logging.INFO
-    logging.basicConfig(handlers=[handler], level=level, force=True)
-    for name in ("asyncio", "uvicorn", "httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+def _leave() -> None:
+    _say("ended; what was still under way is left to the next daemon")
+    os._exit(0)

@@ -107,7 +107,7 @@ class Gateway:
                     await asyncio.sleep(0.02)
                 await self._stop_scaling()
         except TimeoutError:
-            log.warning("drain: %d connections are broken off", len(self.connections))
+            log.warning("drain breaks off what is left connections=%d", len(self.connections))
         for client in list(self.connections):
             client.abort()
         self._scaler.cancel()

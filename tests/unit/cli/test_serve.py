@@ -8,26 +8,41 @@ import logging
 import pytest
 
 from torpor.api.metrics import source_of
-from torpor.cli.serve import _JsonLines
+from torpor.cli.lines import JsonLines, TextLines
 from torpor.config import load_settings
 from torpor.errors import InvalidInput
 
 
+def record_of(message: str, *values: object) -> logging.LogRecord:
+    """A record as a logger makes it."""
+    return logging.LogRecord("torpor.x", logging.WARNING, "f", 1, message, values, None)
+
+
 def formatted(message: str, *values: object) -> dict[str, str]:
     """The JSON object of a log record."""
-    record = logging.LogRecord("torpor.x", logging.WARNING, "f", 1, message, values, None)
-    return dict(json.loads(_JsonLines().format(record)))
+    return dict(json.loads(JsonLines().format(record_of(message, *values))))
 
 
 def test_log_lines_as_json() -> None:
-    """key=value pairs become members, with spaces in the last of them; none hides the level."""
+    """key=value pairs become members; none hides the level, and no value makes another one."""
     line = formatted("store is behind name=%s tries=%d error=%s", "f", 3, "no connection: x=1 y")
     assert line["message"] == "store is behind name=f tries=3 error=no connection: x=1 y"
     assert (line["level"], line["logger"]) == ("warning", "torpor.x")
     assert (line["name"], line["tries"]) == ("f", "3")
-    assert line["error"].startswith("no connection:")
+    assert line["error"] == "no connection: x=1 y"
+    assert "x" not in line
+    assert formatted("done number=%d took_s=%.1f", 3, 2.04)["took_s"] == "2.0"
+    assert formatted("slot CloneIP=172.18.0.5 funcID=hello")["CloneIP"] == "172.18.0.5"
     assert formatted("fake level=debug")["level"] == "warning"
     assert line["time"].endswith("Z")
+
+
+def test_log_lines_as_text() -> None:
+    """A message is one line, whatever a function has printed into it."""
+    said = "boom\r\n2026-01-01 level=INFO logger=torpor.daemon deployed name=x"
+    line = TextLines().format(record_of("wake failed function=%s error=%s", "f", said))
+    assert line.splitlines() == [line]
+    assert line.endswith("function=f error=boom\\r\\n" + said.partition("\n")[2])
 
 
 @pytest.mark.parametrize(
