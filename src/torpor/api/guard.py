@@ -1,4 +1,4 @@
-"""What stands before the API on every listener: the token, and a limit of what is taken."""
+"""What stands before the API on every listener: the token, and limits of what is taken."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from torpor.api.problems import MEDIA_TYPE, problem_of
-from torpor.errors import InvalidInput, NotAllowed, TorporError
+from torpor.errors import InvalidInput, NotAllowed, Overloaded, TorporError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY: Final = 64 * 1024 * 1024
+MOST_AT_ONCE: Final = 500
 LOCAL: Final = "torpor.local"
 """Key of a request's scope: whether it came over the node's own Unix socket."""
 
@@ -27,6 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str | None) -> None:
         self._app, self._token = app, token
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -44,7 +46,18 @@ class Guard:
         if not length.isdigit() or int(length) > LARGEST_BODY:
             await _refuse(send, _too_large(), status=413)
             return
-        scope = {**scope, LOCAL: self._token is None}
+        if self._under_way >= MOST_AT_ONCE:
+            await _refuse(
+                send, Overloaded("too many requests are under way"), (b"retry-after", b"1")
+            )
+            return
+        self._under_way += 1
+        try:
+            await self._pass_on({**scope, LOCAL: self._token is None}, receive, send)
+        finally:
+            self._under_way -= 1
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         taken = 0
 
         async def receive_limited() -> Message:

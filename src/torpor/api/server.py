@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 import h11
+import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from torpor.api.problems import MEDIA_TYPE, problem_of
 from torpor.errors import HostUnfit, InvalidInput
 
 _LONGEST_PATH: Final = 107
 _BACKLOG: Final = 128
-_MOST_AT_ONCE: Final = 500
+_MOST_CONNECTIONS: Final = 1000
 
 
 class _Uvicorn(uvicorn.Server):
@@ -29,14 +31,16 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-class _Impatient(H11Protocol):
-    """A connection that ends when a request's head is not there in time."""
+class _Connection(H11Protocol):
+    """A connection that ends when a request's head is not there in time, or is no head."""
 
     head_s: ClassVar[float]
     _until: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            transport.abort()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -46,6 +50,20 @@ class _Impatient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, but a problem."""
+        problem = problem_of(InvalidInput("this is no HTTP/1.1 request", reason=msg))
+        body = msgspec.json.encode(problem)
+        fields = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        head = h11.Response(status_code=problem.status, headers=fields, reason=problem.title)
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE:
@@ -75,13 +93,12 @@ class Listener:
         config = uvicorn.Config(
             app,
             # h11 limits the size of a request's head
-            http=type("Impatient", (_Impatient,), {"head_s": head_s}),
+            http=type("Connection", (_Connection,), {"head_s": head_s}),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=_MOST_AT_ONCE,
             timeout_graceful_shutdown=max(1, int(drain_s)),
         )
         self._socket, self._path = listening, path

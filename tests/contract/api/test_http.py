@@ -135,8 +135,8 @@ def test_malformed_requests(
     problem(answer, status, kind)
 
 
-def test_requests_that_are_too_large(lasting: DaemonProcess, local: httpx.Client) -> None:
-    """A body by its length, a body without one, and a head that does not end."""
+def test_requests_out_of_size(lasting: DaemonProcess, local: httpx.Client) -> None:
+    """A body by its length, a body without one, one that is cut off, a head that does not end."""
     with raw_connection(lasting) as raw:
         raw.sendall(
             b"POST /v1/functions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
@@ -151,12 +151,21 @@ def test_requests_that_are_too_large(lasting: DaemonProcess, local: httpx.Client
         "/v1/functions", headers={"Content-Type": "application/json"}, content=pieces()
     )
     problem(answer, 400, "InvalidInput")
+    with raw_connection(
+        lasting
+    ) as raw:  # ended within its body: nothing is done, nobody is answered
+        raw.sendall(b"POST /v1/functions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        raw.shutdown(socket.SHUT_WR)
+        assert b"HTTP/1.1 2" not in raw.recv(4096)
     with raw_connection(lasting) as raw:
         raw.sendall(b"GET /v1/functions HTTP/1.1\r\nHost: x\r\n")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for _ in range(100):
                 raw.sendall(b"X-More: " + b"y" * 8000 + b"\r\n")
-        assert b"400 Bad Request" in raw.recv(100)
+        answer = raw.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request")
+        assert b"content-type: application/problem+json" in answer
+        assert b'"type":"urn:torpor:error:InvalidInput"' in answer
     assert local.get("/v1/functions").status_code == 200
 
 
