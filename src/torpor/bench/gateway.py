@@ -82,8 +82,8 @@ async def bench_gateway(
 ) -> Report:
     """Each round: wrk with 1 and 16 connections on the function directly, then by the gateway.
 
-    Then a long body by the gateway. The function is a stub on loopback, or with `vm` a deployed one
-    in a real VM; the long body always comes from the stub. Raises HostUnfit without wrk.
+    Then a long body by the gateway, each way. The function is a stub on loopback, or with `vm` a
+    deployed one in a real VM; long bodies are always the stub's. Raises HostUnfit without wrk.
     """
     report = Report(
         "gateway",
@@ -103,7 +103,7 @@ async def bench_gateway(
                 node.parts.reporter.say(f"round {number + 1} of {runs}")
                 await _round(report, gateway, direct, seconds)
         async with _stubbed(node, port) as (gateway, _):
-            node.parts.reporter.say("streaming a long body")
+            node.parts.reporter.say("streaming a long body, each way")
             await _stream(report, gateway, stream_bytes)
     for connections in _CONNECTIONS:
         report.compare(f"gateway c{connections} rate", f"direct c{connections} rate")
@@ -192,19 +192,20 @@ def _read_wrk(text: str) -> list[tuple[str, float, str]]:
 
 
 async def _stream(report: Report, gateway: Gateway, size_bytes: int) -> None:
-    host, port = gateway.address
-    path = f"/f/{_NAME}/stream/{size_bytes}"
-    before = rss_bytes()
-    command = [sys.executable, "-m", "torpor.bench.stub", "fetch"]
-    fetching = asyncio.ensure_future(
-        in_thread(run, [*command, host, str(port), path, str(size_bytes)], timeout_s=300)
-    )
-    most = before
-    while not fetching.done():
-        await asyncio.wait((fetching,), timeout=0.05)
-        most = max(most, rss_bytes())
-    took_s = float(await fetching)
-    report.add("stream", size_bytes / took_s / 1e6, "MB/s")
+    """A body as long as that from the function, and one to it."""
+    before = most = rss_bytes()
+    for series, way, path in (
+        ("stream", "fetch", f"stream/{size_bytes}"),
+        ("stream up", "send", "taken"),
+    ):
+        host, port = gateway.address
+        command = [sys.executable, "-m", "torpor.bench.stub", way]
+        words = [*command, host, str(port), f"/f/{_NAME}/{path}", str(size_bytes)]
+        moving = asyncio.ensure_future(in_thread(run, words, timeout_s=300))
+        while not moving.done():
+            await asyncio.wait((moving,), timeout=0.05)
+            most = max(most, rss_bytes())
+        report.add(series, size_bytes / float(await moving) / 1e6, "MB/s")
     report.add("stream rss before", before / 1e6, "MB")
     report.add("stream rss most", most / 1e6, "MB")
     report.add("stream rss grown", (most - before) / 1e6, "MB")

@@ -30,5 +30,6 @@ async def test_what_it_measures(tmp_path: Path) -> None:
         for connections in (1, 16):
             for what in ("p50", "p90", "p99", "rate"):
                 assert series[f"{way} c{connections} {what}"]["samples"][0] > 0
+    assert min(series["stream"]["samples"] + series["stream up"]["samples"]) > 0
     promised = {"added p50", "gateway c16 rate", "stream rss grown"}
     assert printed["promises"].keys() == promised <= series.keys()
