@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.gateways import wait_for
 from fixtures.nodes import EXAMPLES, running, write_function
 from torpor.errors import Conflict, Damaged, FunctionFailed, NotFound
 from torpor.host.lock import shared
@@ -228,3 +230,23 @@ async def test_several_instances_are_stopped_or_none(node: Node) -> None:
         await node.stop_all([instance.id, "nobody"])
     assert [row.id for row in node.parts.journal.instances()] == [instance.id]
     assert await node.stop_all([instance.id, instance.id[:9]]) == [instance.id]
+
+
+async def test_invocations_beside_a_stop(node: Node) -> None:
+    """One that an instance has is answered before that ends; the next ones ask another instance."""
+    first, second = await node.restore("hello"), await node.restore("hello")
+    vmm = first.vmm.process
+    assert vmm is not None
+    vmm.signal(signal.SIGSTOP)
+    asking = asyncio.ensure_future(node.invoke("hello", Request()))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(asking), 0.3)
+    stopping = asyncio.ensure_future(node.stop(first.id))
+    await wait_for(lambda: node.parts.journal.instance(first.id).state == "stopping")
+    other = await node.invoke("hello", Request())
+    assert (other.instance_id, other.response.status) == (second.id, 200)
+    vmm.signal(signal.SIGCONT)
+    answered = await asking
+    assert (answered.instance_id, answered.response.status) == (first.id, 200)
+    assert await stopping == first.id
+    await node.stop(second.id)

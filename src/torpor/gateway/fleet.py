@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from torpor.errors import DataError, InvalidInput, NotFound, TorporError
+from torpor.errors import Conflict, DataError, InvalidInput, NotFound, TorporError
 from torpor.host.cancel import in_thread
+from torpor.host.lock import is_in_use
 from torpor.node.parts import log
 from torpor.node.refresh import refresh_function
 from torpor.snapshot.manifest import Scale
@@ -128,7 +129,9 @@ class NodeFleet:
         return Woken(ready, how, instance.timeline)
 
     async def stop(self, instance_id: str) -> None:
-        """See Fleet."""
+        """See Fleet. Raises Conflict while a command or the API has a request at it."""
+        if is_in_use(self._node.parts.instances_dir / instance_id):
+            raise Conflict(f"instance {instance_id} is asked by others than this gateway")
         await self._node.instances.end(instance_id)
 
     async def refresh(self, instance_id: str) -> None:

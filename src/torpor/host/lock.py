@@ -39,6 +39,35 @@ def shared(path: Path, *, timeout_s: float, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def in_use(directory: Path) -> Iterator[bool]:
+    """Mark a directory as in use during the body, together with others. It needs no room.
+
+    False when it is gone, or when somebody is just looking whether it is in use.
+    """
+    with _tried(directory, fcntl.LOCK_SH) as taken:
+        yield taken
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether anybody has marked a directory with `in_use`; a process that died has not."""
+    with _tried(directory, fcntl.LOCK_EX) as taken:
+        return not taken and directory.exists()
+
+
+@contextlib.contextmanager
+def _tried(directory: Path, kind: int) -> Iterator[bool]:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError):
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
 def _locked(path: Path, kind: int, timeout_s: float, what: str) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -7,7 +7,6 @@ row and undone by `reconcile`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import shutil
@@ -16,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from torpor.errors import (
-    Conflict,
     DeadlineExceeded,
     GuestFailed,
     NotFound,
@@ -30,6 +28,7 @@ from torpor.host.sparse import fill_sparse
 from torpor.image.kernel import KERNEL_CMDLINE
 from torpor.image.scratch import make_empty_app, make_scratch
 from torpor.node.arrival import Arrival
+from torpor.node.claims import CLAIM_WAIT_S, Claims
 from torpor.node.fitting import check_fits
 from torpor.node.live import Instance
 from torpor.node.paging import Coming, Files
@@ -75,6 +74,7 @@ class Instances:
         self._parts = parts
         self._paging = paging
 
+        self._claims = Claims(parts)
     async def boot(
         self,
         machine: Machine,
@@ -295,54 +295,37 @@ class Instances:
 
     async def stop(self, instance: Instance) -> None:
         """Shut an instance down and remove everything of it, as `end` does."""
-        row = await self._claim(instance.id, _CLAIM_WAIT_S)
-        if row is not None:
-            await finish(self._shut_down_and_remove(instance, row))
+        async with self._claims.removal(instance.id) as row:
+            if row is not None:
+                await finish(self._shut_down_and_remove(instance, row))
 
     async def end(self, instance_id: str) -> None:
         """Shut an instance down that another command left running, and remove everything of it.
 
         Idempotent. While another live command, or another task of this process, makes, snapshots or
-        removes it this waits for that; Conflict when it takes too long.
+        removes it this waits for that; Conflict when it takes too long. Requests that `node.asking`
+        has sent to it may end before, for some seconds.
         """
-        await self._await_made(instance_id)
-        row = await self._claim(instance_id, _CLAIM_WAIT_S)
-        if row is not None:
-            await finish(self._end(row))
+        await self._claims.await_made(instance_id)
+        async with self._claims.removal(instance_id) as row:
+            if row is not None:
+                await finish(self._end(row))
 
     async def destroy(
-        self, instance_id: str, *, vmm: Vmm | None = None, wait_s: float = _CLAIM_WAIT_S
+        self, instance_id: str, *, vmm: Vmm | None = None, wait_s: float = CLAIM_WAIT_S
     ) -> None:
         """Remove everything of an instance from the host, in whatever state it is.
 
         Idempotent, and not to be stopped half-way by a cancellation. Raises Conflict when another
         live command is still making, snapshotting or removing it after `wait_s`.
         """
-        row = await self._claim(instance_id, wait_s)
-        await finish(self._destroy(row, vmm))
-
-    async def _await_made(self, instance_id: str) -> None:
-        deadline = time.monotonic() + _CLAIM_WAIT_S
-        while instance_id in self._parts.making:
-            if time.monotonic() >= deadline:
-                raise Conflict(f"instance {instance_id} is still being made")
-            await asyncio.sleep(_CLAIM_RETRY_S)
-
-    async def _claim(self, instance_id: str, wait_s: float) -> InstanceRow | None:
-        """The row, now ours to remove; None when it is gone. Waits for others at work on it."""
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                # not in a thread: a cancellation must not lose what was claimed
-                return self._parts.journal.claim_stop(instance_id)
-            except Conflict:
-                if time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(_CLAIM_RETRY_S)
+        async with self._claims.removal(instance_id, wait_s=wait_s) as row:
+            await finish(self._destroy(row, vmm))
 
     async def _end(self, row: InstanceRow) -> None:
         if row.state == "running":
             try:
+            await self._claims.await_answered(row.id)
                 instance = await self.adopt(row)
             except TorporError as error:  # it cannot be told to end any more
                 log.warning("instance does not answer id=%s error=%s", row.id, error)

@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import (
     Conflict,
-    DeadlineExceeded,
-    FunctionFailed,
     InvalidInput,
     NotFound,
-    TorporError,
-    VmmFailed,
 )
 from torpor.host.barrier import reach
 from torpor.host.cancel import entered_in_thread, in_thread
 from torpor.host.lock import exclusive
 from torpor.image.spec import load_spec
 from torpor.node.arrival import Arrivals
+from torpor.node.asking import Asking
 from torpor.node.capture import Captured, capture
 from torpor.node.catalogue import Catalogue
 from torpor.node.collect import collect
@@ -28,12 +25,12 @@ from torpor.node.deploy import Deployed, Deployer, next_revision, recipe_of
 from torpor.node.exchange import Exchange
 from torpor.node.fork import Forked, fork
 from torpor.node.instance import Instances
-from torpor.node.invoke import Request, Response, send_while_alive
+from torpor.node.invoke import Request, Response
 from torpor.node.paging import Paging
 from torpor.node.parts import Parts, Reporter, open_parts
 from torpor.node.reconcile import reconcile
 from torpor.node.remote import Remote
-from torpor.node.stalls import check_goes_on, revive
+from torpor.node.stalls import revive
 from torpor.node.tables import Recipes
 from torpor.node.timeline import Timeline
 from torpor.node.trace import Trace, Tracer
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torpor.config import Settings
-    from torpor.host.process import ProcessId
     from torpor.image.library import ImageInfo
     from torpor.image.spec import FunctionSpec
     from torpor.node.catalogue import NamedSnapshot
@@ -84,6 +80,7 @@ class Node:
         self.remote = Remote(parts, self.exchange)
         self._arrivals = Arrivals(parts, self.catalogue, self.exchange, self.paging, self.remote)
         self._trials = Trials(self.instances, self.paging)
+        self._asking = Asking(parts, self.instances, self.catalogue, self.paging)
         self._deployer = Deployer(parts, self.instances, self._trials)
 
     @classmethod
@@ -196,22 +193,21 @@ class Node:
         """Send one request to a function, waking an instance if none runs.
 
         Only instances of the snapshot that the name points to now are used, not those of older
-        revisions. A woken instance is stopped again unless `keep`. `name` may be any ref or digest.
-        `trace`: take apart where the time of a wake and its request went.
+        revisions, and none that is being ended. A woken instance is stopped again unless `keep`.
+        `name` may be any ref or digest. `trace`: take apart where the time of a wake and its
+        request went.
         """
         tracer = await self._tracer(trace)
         timeline = Timeline()
-        row = await in_thread(self._running, name)
-        if row is not None:
-            await check_goes_on(self.parts, self.instances, row.id)
-            with timeline.step("request"):
-                response = await self._send(row.vmm, row.address, row.port, request, row.id)
-            return Invoked(response, row.id, False, timeline)
+        answered = await self._asking.ask_running(name, request, timeline)
+        if answered is not None:
+            instance_id, response = answered
+            return Invoked(response, instance_id, False, timeline)
         instance = await self._wake(name, timeline)
         try:
             ready_s = timeline.elapsed_s()
             with timeline.step("request"):
-                response = await self._ask(instance, request)
+                response = await self._asking.ask(instance, request)
             if tracer is not None:
                 instance.trace = await _traced(tracer, instance, ready_s)
         except BaseException:
@@ -307,7 +303,9 @@ class Node:
             self.remote.want(name, captured.snapshot.digest)
             if trial:
                 self.parts.reporter.say(f"snapshot {name} is made; waking it twice for its trial")
-                await self._trials.run(captured.snapshot, lambda clone: self._ask(clone, Request()))
+                await self._trials.run(
+                    captured.snapshot, lambda clone: self._asking.ask(clone, Request())
+                )
         await self.collect()  # what had the name before
         digest = captured.snapshot.digest
         self.parts.events.publish("snapshot.created", name, snapshot=digest, instance=row.id)
@@ -424,54 +422,8 @@ class Node:
             await finish(in_thread(self.paging.close_unneeded))
             raise
 
-    def _running(self, reference: str) -> InstanceRow | None:
-        """A running instance of just the snapshot that the reference means now."""
-        snapshot = self.catalogue.find(reference)
-        if snapshot is None:
-            return None
-        rows = (row for row in self.parts.journal.instances() if row.snapshot == snapshot.digest)
-        return next((row for row in rows if row.state == "running"), None)
-
     async def _tracer(self, wanted: bool) -> Tracer | None:
         return await in_thread(Tracer, self.paging) if wanted else None
-
-    async def _ask(self, instance: Instance, request: Request) -> Response:
-        assert instance.function is not None
-        vmm, port = instance.vmm.process, instance.function.port
-        return await self._send(vmm, instance.address, port, request, instance.id)
-
-    async def _send(
-        self, vmm: ProcessId | None, address: str, port: int, request: Request, instance_id: str
-    ) -> Response:
-        timeout_s = self.parts.settings.request_timeout_s
-        try:
-            return await send_while_alive(vmm, address, port, request, timeout_s=timeout_s)
-        except (FunctionFailed, DeadlineExceeded, VmmFailed) as error:
-            await check_goes_on(self.parts, self.instances, instance_id)
-            explained = await in_thread(self._explain, error, instance_id)
-            if explained is not error:
-                raise explained from None
-            if not isinstance(error, FunctionFailed):
-                raise
-            tail = read_tail(self.parts.instances_dir / instance_id / "console.log", 12)
-            raise FunctionFailed(
-                error.message, reason=f"{error.reason}\n{tail}".strip(), hint=error.hint
-            ) from None
-
-    def _explain(self, error: TorporError, instance_id: str) -> TorporError:
-        """Why a request failed, if it is because a window could not be had; else the same error."""
-        try:
-            row = self.parts.journal.instance(instance_id)
-            snapshot = self.parts.snapshots.get(Digest(row.snapshot)) if row.snapshot else None
-        except NotFound:  # another command has removed it meanwhile
-            return error
-        if snapshot is None or row.vmm is None:
-            return error
-        plain = error
-        if not row.vmm.is_alive():
-            plain = VmmFailed(f"the VM of {row.id} ended during a request")
-        explained = self.paging.explain(plain, snapshot)
-        return error if explained is plain else explained
 
     @contextlib.contextmanager
     def _function_lock(self, name: str) -> Iterator[None]:

@@ -84,6 +84,9 @@ class Parts:
     @property
     def locks_dir(self) -> Path:
         """Lock files of operations that exclude each other."""
+    ending: set[str] = field(default_factory=set)
+    """Instances that a task of this process removes; the journal excludes other processes only."""
+
         return self.settings.home / "locks"
 
     def files_lock(
