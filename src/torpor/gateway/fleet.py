@@ -100,13 +100,13 @@ class NodeFleet:
 
     async def view(self) -> View:
         """See Fleet."""
-        self._seen = (self._stamp(), time.monotonic())
+        self._seen = (self._node.parts.journal.change_count(), time.monotonic())
         return await in_thread(self._view)
 
     def changed(self) -> bool:
         """See Fleet: the journal was written, or two seconds passed, for a VM may have died."""
-        stamp, looked = self._seen
-        return stamp != self._stamp() or time.monotonic() - looked > 2.0
+        count, looked = self._seen
+        return count != self._node.parts.journal.change_count() or time.monotonic() - looked > 2.0
 
     async def find_elsewhere(self, name: str) -> bool:
         """See Fleet."""
@@ -139,12 +139,6 @@ class NodeFleet:
         await refresh_function(
             self._node.parts, self._node.instances, self._node.paging, instance_id
         )
-
-    def _stamp(self) -> int:
-        try:
-            return (self._node.parts.settings.home / "journal.sqlite").stat().st_mtime_ns
-        except OSError:
-            return 0
 
     def _view(self) -> View:
         journal = self._node.parts.journal
