@@ -57,6 +57,13 @@ class Silent:
         """See Reporter."""
 
 
+@dataclass
+class Silence:
+    """Until when, on CLOCK_MONOTONIC, a store is not asked again that did not answer soon."""
+
+    until: float = 0.0
+
+
 @dataclass(frozen=True)
 class Parts:
     """One node's parts; made once by `open_parts`, shared by all that the node does.
@@ -73,8 +80,12 @@ class Parts:
     reporter: Reporter
     events: Events = field(default_factory=Events)
     store_counters: Counters = field(default_factory=Counters)
+    silence: Silence = field(default_factory=Silence)
     making: set[str] = field(default_factory=set)
     """Instances that this process is just making: others of its tasks wait before they end one."""
+
+    ending: set[str] = field(default_factory=set)
+    """Instances that a task of this process removes; the journal excludes other processes only."""
 
     @property
     def instances_dir(self) -> Path:
@@ -84,9 +95,6 @@ class Parts:
     @property
     def locks_dir(self) -> Path:
         """Lock files of operations that exclude each other."""
-    ending: set[str] = field(default_factory=set)
-    """Instances that a task of this process removes; the journal excludes other processes only."""
-
         return self.settings.home / "locks"
 
     def files_lock(

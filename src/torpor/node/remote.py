@@ -53,7 +53,6 @@ class Remote:
     def __init__(self, parts: Parts, exchange: Exchange) -> None:
         self._parts = parts
         self._exchange = exchange
-        self._silent_until = 0.0
         self.rows = Remotes(parts.journal)
 
     @property
@@ -159,12 +158,13 @@ class Remote:
         if may_wait:
             yield self._exchange.repository()
             return
-        if time.monotonic() < self._silent_until:
+        silence = self._parts.silence
+        if time.monotonic() < silence.until:
             raise StoreUnreachable("the store did not answer a moment ago")
         try:
             yield self._exchange.repository(ask_s=self._parts.settings.store_ask_s)
         except StoreUnreachable:
-            self._silent_until = time.monotonic() + _SILENT_S
+            silence.until = time.monotonic() + _SILENT_S
             raise
 
     def took(self, reference: str, digest: Digest) -> None:
