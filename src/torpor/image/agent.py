@@ -256,6 +256,16 @@ class AgentClient:
             ],
         )
 
+    def set_clock(self, *, time_ns: int) -> bool:
+        """Set the clock again; whether it was: the agent in an older snapshot cannot."""
+        try:
+            self._ask("clock", [("time_ns", str(time_ns))])
+        except GuestFailed as error:
+            if error.reason.startswith("unknown request"):
+                return False
+            raise
+        return True
+
     def sync(self) -> None:
         """Write everything that is dirty to the scratch disk."""
         self._ask("sync")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from torpor.image.agent import AgentClient
     from torpor.net.registry import Slot
     from torpor.node.journal_rows import InstanceRow
     from torpor.node.paging import Paging
@@ -53,8 +54,8 @@ T = TypeVar("T")
 
 _WAKE_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
-_CLAIM_WAIT_S = 60.0
-_CLAIM_RETRY_S = 0.05
+_CLOCK_LATE_S = 0.25
+_CLOCK_TRIES = 5
 
 
 def new_instance_id(prefix: str) -> str:
@@ -73,8 +74,8 @@ class Instances:
     def __init__(self, parts: Parts, paging: Paging) -> None:
         self._parts = parts
         self._paging = paging
-
         self._claims = Claims(parts)
+
     async def boot(
         self,
         machine: Machine,
@@ -324,8 +325,8 @@ class Instances:
 
     async def _end(self, row: InstanceRow) -> None:
         if row.state == "running":
-            try:
             await self._claims.await_answered(row.id)
+            try:
                 instance = await self.adopt(row)
             except TorporError as error:  # it cannot be told to end any more
                 log.warning("instance does not answer id=%s error=%s", row.id, error)
@@ -430,13 +431,7 @@ class Instances:
         """Clock, entropy, identity, hooks; before it no clone may serve."""
         with instance.timeline.step("wake"):
             await instance.with_agent(
-                lambda agent: agent.wake(
-                    time_ns=clock_ns(),
-                    entropy=secrets.token_bytes(64),
-                    hostname=instance.id,
-                    instance_id=instance.id,
-                ),
-                timeout_s=_WAKE_TIMEOUT_S,
+                lambda agent: _wake(agent, instance.id), timeout_s=_WAKE_TIMEOUT_S
             )
 
 
@@ -467,6 +462,23 @@ class _Making:
             timeline=self.timeline,
         )
         return self.instance
+
+
+def _wake(agent: AgentClient, instance_id: str) -> None:
+    """Wake a guest. Its clock is late by what that took, at most: it is set again after long."""
+    asked_at = time.monotonic()
+    agent.wake(
+        time_ns=clock_ns(),
+        entropy=secrets.token_bytes(64),
+        hostname=instance_id,
+        instance_id=instance_id,
+    )
+    for _ in range(_CLOCK_TRIES):
+        if time.monotonic() - asked_at <= _CLOCK_LATE_S:
+            return
+        asked_at = time.monotonic()
+        if not agent.set_clock(time_ns=clock_ns()):
+            return
 
 
 def _make_zeros(path: Path, size_bytes: int) -> None:

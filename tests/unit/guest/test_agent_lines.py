@@ -72,6 +72,8 @@ def test_ping_tells_protocol_and_kernel(agent: RunningAgent) -> None:
         b"await port=80 timeout_ms=10\n",
         b"await port=80 timeout_ms=-1\n",
         b"stop\n",
+        b"clock\n",
+        b"clock time_ns=-1\n",
         b"wake time_ns=1 entropy=00 hostname=h instance=i\n",
         b"wake time_ns=x entropy=" + b"00" * 32 + b" hostname=h instance=i\n",
         b"wake time_ns=1 entropy=" + b"0g" * 32 + b" hostname=h instance=i\n",

@@ -164,6 +164,12 @@ def wake(client: AgentClient, hostname: str = "clone-1", instance_id: str = "id-
     client.wake(time_ns=1, entropy=bytes(64), hostname=hostname, instance_id=instance_id)
 
 
+def test_clock_is_set_again(agent: RunningAgent) -> None:
+    """Outside a VM it is left alone, as by `wake`; an agent that knows no such request says so."""
+    with agent.client() as client:
+        assert client.set_clock(time_ns=1)
+
+
 def test_wake_writes_the_identity(agent: RunningAgent) -> None:
     """Instance id, host name and hosts entry are in the root; a second wake replaces them."""
     (agent.root / "etc").mkdir()

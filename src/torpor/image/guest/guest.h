@@ -121,6 +121,7 @@ struct wake {
     unsigned char entropy[512];
     size_t entropy_bytes;
 };
+int set_clock(uint64_t time_ns);
 int wake_up(int report_fd, const void *wake);
 int write_identity(int report_fd, const struct identity *identity);
 

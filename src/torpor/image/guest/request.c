@@ -242,6 +242,18 @@ static void answer_wake(uint64_t connection, const struct request *request)
                        "(up to 64 bytes) and instance (up to 255), names without white space");
 }
 
+static void answer_clock(uint64_t connection, const struct request *request)
+{
+    uint64_t time_ns = 0;
+
+    if (!parse_number(field_value(request, "time_ns"), INT64_MAX, &time_ns))
+        refuse(connection, "clock needs time_ns");
+    else if (mode.in_vm && set_clock(time_ns) != 0)
+        reply_error(connection, FAULT_GUEST, "clock: %s", strerror(errno));
+    else
+        reply_ok(connection, "ok%s", mode.in_vm ? "" : " skipped=clock");
+}
+
 static int work_sync(int report_fd, const void *argument)
 {
     int fd = open(argument, O_RDONLY | O_CLOEXEC);
@@ -314,6 +326,7 @@ static const struct verb {
     {"start", " arg env cwd port ", answer_start},
     {"await", " port timeout_ms ", answer_await_request},
     {"wake", " time_ns entropy hostname instance ", answer_wake},
+    {"clock", " time_ns ", answer_clock},
     {"sync", " ", answer_sync},
     {"stats", " ", answer_stats},
     {"stop", " timeout_ms ", answer_stop},

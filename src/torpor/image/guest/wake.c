@@ -28,12 +28,13 @@ static int fail(int report_fd, const char *what)
     return EXIT_FAILURE;
 }
 
-static int set_clock(int report_fd, uint64_t time_ns)
+/* 0, or -1 with errno set. */
+int set_clock(uint64_t time_ns)
 {
     struct timespec now = {.tv_sec = (time_t)(time_ns / 1000000000),
                            .tv_nsec = (long)(time_ns % 1000000000)};
 
-    return clock_settime(CLOCK_REALTIME, &now) == 0 ? 0 : fail(report_fd, "clock");
+    return clock_settime(CLOCK_REALTIME, &now);
 }
 
 /* Credit the host's bytes to the pool and reseed at once: the next random number in this guest
@@ -181,7 +182,9 @@ static int change_kernel(int report_fd, const struct wake *wake)
 {
     const char *hostname = wake->identity.hostname;
 
-    if (set_clock(report_fd, wake->time_ns) != 0 || add_entropy(report_fd, wake) != 0)
+    if (set_clock(wake->time_ns) != 0)
+        return fail(report_fd, "clock");
+    if (add_entropy(report_fd, wake) != 0)
         return EXIT_FAILURE;
     return sethostname(hostname, strlen(hostname)) == 0 ? 0 : fail(report_fd, "host name");
 }
