@@ -23,7 +23,7 @@ from fixtures.commands import journal_of, wait_until
 from fixtures.daemons import DaemonProcess
 from fixtures.vault import NAME, check_slice
 from fixtures.victims import Victim, snapshots_of
-from torpor.errors import VmmFailed
+from torpor.errors import HostUnfit, VmmFailed
 from torpor.node.invoke import Request, Response
 from torpor.node.leftovers import find_leftovers
 from torpor.pager.keeper import Places
@@ -204,8 +204,11 @@ def settings_of(settings: Settings) -> dict[str, str]:
 
 
 @pytest.fixture
-def lazy(lazy_settings: Settings, barriers: Path) -> Iterator[Victim]:
+def lazy(
+    lazy_settings: Settings, barriers: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Victim]:
     """A daemon that has nothing but a store with the vault in it, and wakes from there."""
+    monkeypatch.setenv("TORPOR_BARRIER_FILE", str(barriers / "none"))
     times = {"store_retry_s": "200", "request_timeout_s": "200", "pager_deadline_s": "200"}
     more = {"snapshots": "remote", "lazy": "yes", "hydrate_bytes": str(1 << 20), **times}
     served = DaemonProcess(lazy_settings.home, {**settings_of(lazy_settings), **more})
@@ -287,6 +290,21 @@ def test_pager_keeper_and_store_killed(lazy: Victim, minio: MinioServer) -> None
         minio.start()
         third = asking.result(timeout=60)
         assert lazy.check() == {third}
+
+
+@pytest.mark.minio
+def test_daemon_killed_in_a_lazy_wake(lazy: Victim) -> None:
+    """Before the instance runs nothing is left of it, after that it answers, with its pager."""
+    for number, (place, left) in enumerate((("vmm started", 0), ("instance running", 1))):
+        with lazy.killed_at(place), lazy.served.client() as client, pytest.raises(HostUnfit):
+            client.restore(NAME)
+        made = lazy.check()
+        assert len(made) == left, place
+        with lazy.served.client() as client:
+            answered = ask_slice(client.status().gateway, number)
+            assert lazy.check() == made | {answered}
+            assert len(made | {answered}) == 1
+            client.stop([answered])
 
 
 @pytest.mark.minio

@@ -87,7 +87,10 @@ def test_snapshot(victim: Victim) -> None:
 def test_fork(victim: Victim) -> None:
     """Parent and clones that were let go run on, with what they held; the others are gone."""
     victim.keep()
-    for place, left in (("fork captured", 0), ("clones made", 0), ("clone released", 1)):
+    for place, left in (
+        *(("instance paused", 0), ("snapshot published", 0), ("fork captured", 0)),
+        *(("vmm resumed", 0), ("clones made", 0), ("instance running", 1), ("clone released", 1)),
+    ):
         with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
             client.fork(victim.kept, count=2)
         clones = victim.check()
@@ -111,14 +114,15 @@ def test_stop(victim: Victim) -> None:
 def test_deploy_and_delete(victim: Victim) -> None:
     """A function is there or not, and can be deployed and deleted again in either case."""
     before = snapshots_of(victim)
-    for place in ("function made", "function named"):
+    making = ("vmm started", "instance paused", "snapshot published")
+    for place in (*making, "function made", "function named"):
         with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
             client.deploy(EXAMPLES / "hello", name="brief")
         assert victim.check() == set()
         with victim.served.client() as client:
             names = {function.name for function in client.functions()}
         assert ("brief" in names) == (place == "function named")
-    for place in ("instances stopped", "name dropped"):
+    for place in ("stop claimed", "instances stopped", "name dropped"):
         with victim.served.client() as client:
             assert client.invoke("brief", Request(), keep=True).status == 200
         with victim.killed_at(place), victim.served.client() as client, pytest.raises(HostUnfit):
