@@ -41,7 +41,9 @@ ROW = Request("POST", "/", (("Content-Type", "application/json"),), b'{"amount":
 @contextlib.contextmanager
 def serving(settings: Settings, *words: str, **more: str) -> Iterator[DaemonProcess]:
     """A daemon on a home of the tests; what instances it leaves are ended after the body."""
-    with daemon(settings.home, *words, store=settings.store, key=settings.key, **more) as served:
+    same = ("store", "key", "vmm", "firecracker", "jailer")
+    given = {name: str(getattr(settings, name)) for name in same} | more
+    with daemon(settings.home, *words, **given) as served:
         try:
             yield served
         finally:
