@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torpor.errors import Conflict, TorporError
 from torpor.host.cancel import in_thread
+from torpor.host.process import find_processes_in
 from torpor.node.parts import log
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def _sweep(parts: Parts) -> None:
     known = {row.id for row in parts.journal.instances()}
     for directory in directories:
         if directory.name not in known:
+            for process in find_processes_in(directory):
+                process.kill()
             shutil.rmtree(directory, ignore_errors=True)
     parts.slots.reclaim(parts.settings.home, known)
     parts.snapshots.sweep()

@@ -169,3 +169,18 @@ async def test_unreadable_instance_does_not_stop_other_commands(
     paging = Paging(parts)
     assert await reconcile(parts, Instances(parts, paging), paging) == []
     assert [row.id for row in journal.instances()] == ["one"]
+
+
+def test_what_no_row_names_is_removed(parts: Parts) -> None:
+    """A directory of instances that the journal does not know, and what runs in it."""
+    stray = parts.instances_dir / "stray"
+    stray.mkdir()
+    child = subprocess.Popen(["sleep", "1000"], cwd=stray)
+    try:
+        process, paging = ProcessId.of(child.pid), Paging(parts)
+        assert asyncio.run(reconcile(parts, Instances(parts, paging), paging)) == []
+        assert not stray.exists()
+        assert not process.is_alive()
+    finally:
+        child.kill()
+        child.wait()
