@@ -53,15 +53,19 @@ def show_trace(trace: Trace, *, to: TextIO | None = None) -> None:
 
 
 def nested(steps: Sequence[Step]) -> list[tuple[int, Step]]:
-    """Steps with their depth, each followed by its parts; in one depth by their begin."""
+    """Steps with their depth, each followed by its parts; in one depth by their begin.
+
+    Of a step that was done in several pieces the first one is followed by the parts.
+    """
     names = {step.name for step in steps}
     ordered = sorted(steps, key=lambda step: step.begin_s)
 
     def below(name: str, depth: int) -> list[tuple[int, Step]]:
-        found = []
+        found: list[tuple[int, Step]] = []
         for step in ordered:
             if (step.part_of if step.part_of in names else "") == name:
-                found += [(depth, step), *below(step.name, depth + 1)]
+                first = step.name not in {other.name for _, other in found}
+                found += [(depth, step), *(below(step.name, depth + 1) if first else [])]
         return found
 
     return below("", 0)

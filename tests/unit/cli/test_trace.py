@@ -48,7 +48,10 @@ def printed(trace: Trace) -> str:
 
 
 def test_parts_stand_below_their_step() -> None:
-    """Steps by begin, each with its parts after it; a part of nothing here is no one's."""
+    """Steps by begin, each with its parts after it; a part of nothing here is no one's.
+
+    Parts of a step that went on later stand below its beginning alone.
+    """
     assert [(depth, step.name) for depth, step in nested(STEPS)] == [
         (0, "open"),
         (1, "resolve"),
@@ -58,6 +61,8 @@ def test_parts_stand_below_their_step() -> None:
         (0, "slot"),
         (0, "hydration"),
     ]
+    again = [step.name for _, step in nested((*STEPS, Step("open", 0.4, 0.1)))]
+    assert (again.count("open"), again.count("resolve")) == (2, 1)
 
 
 def test_bars_lie_where_steps_ran() -> None:
