@@ -6,12 +6,9 @@ can, and finished while the process stands still. Blocking; not for two threads 
 
 from __future__ import annotations
 
-import array
 import contextlib
-import itertools
 import mmap
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import InternalError
@@ -19,6 +16,7 @@ from torpor.host import pagemap
 from torpor.host.sparse import copy_sparse, patch_sparse, subtract
 
 if TYPE_CHECKING:
+    import array
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -28,17 +26,6 @@ _MORE_ROOM_BYTES: Final = 1 << 20
 _MOST_ROOM_BYTES: Final = 256 << 20
 _MADV_POPULATE_WRITE: Final = 23  # MAP_POPULATE maps a shared file's pages for reading only
 _MARK_NS: Final = 10**18  # whole seconds, which every file system keeps
-
-
-@dataclass(frozen=True)
-class CopiedMemory:
-    """What was written in a mapping: runs of (offset, length), ascending, not touching.
-
-    The target file has the bytes of `pieces` one after the other; later ones are newer.
-    """
-
-    runs: list[Extent]
-    pieces: list[Extent]
 
 
 class MemoryCopy:
@@ -54,7 +41,6 @@ class MemoryCopy:
         self._room: mmap.mmap | None = None
         self._filled = 0
         self._ahead: list[Extent] = []
-        self._kept: list[Extent] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -70,8 +56,8 @@ class MemoryCopy:
             stack.callback(copy._close)
             yield copy
 
-    def make_room(self) -> list[Extent]:
-        """Allocate and map what `finish` will fill, as far as that can be known: the runs now."""
+    def make_room(self) -> None:
+        """Allocate and map what `finish` will fill, as far as that can be known now."""
         tracked = pagemap.tracks_writes() and self._forget_writes()
         written = self._scanner.find()
         size = min(sum(written[1]) * 5 // 4 + _MORE_ROOM_BYTES, _MOST_ROOM_BYTES)
@@ -79,29 +65,20 @@ class MemoryCopy:
         self._room = mmap.mmap(self._target, size, mmap.MAP_SHARED)
         with contextlib.suppress(OSError):  # Linux before 5.14: the pages come one by one
             self._room.madvise(_MADV_POPULATE_WRITE)
-        runs = pagemap.join(*written)
         if tracked:
             self._copy(*written)
-            self._ahead = runs
-        return runs
+            self._ahead = pagemap.join(*written)
 
-    def finish(self) -> CopiedMemory:
+    def finish(self) -> list[Extent]:
         """Copy what is not there yet; the process stands still.
 
-        Raises NoSpace, and ProcessLookupError or OSError when the process is gone.
+        Returns runs of (offset, length): the target file has their bytes one after the other. They
+        may overlap, and later ones are newer. Raises NoSpace, and ProcessLookupError or OSError
+        when the process is gone.
         """
-        if not self._ahead:
-            written = self._scanner.find()
-            self._copy(*written)
-            runs = pagemap.join(*written)
-            return CopiedMemory(runs, runs)
-        offsets, lengths, dirty = self._scanner.find_dirty()
-        again = _chosen(offsets, dirty), _chosen(lengths, dirty)
-        self._copy(*again)
-        clean = [not mark for mark in dirty]
-        self._kept = pagemap.join(_chosen(offsets, clean), _chosen(lengths, clean))
-        runs = pagemap.join(offsets, lengths)
-        return CopiedMemory(runs, [*self._ahead, *pagemap.join(*again)])
+        written = self._scanner.find_dirty() if self._ahead else self._scanner.find()
+        self._copy(*written)
+        return [*self._ahead, *pagemap.join(*written)]
 
     def _forget_writes(self) -> bool:
         try:
@@ -125,16 +102,21 @@ class MemoryCopy:
             self._filled += sum(lengths[count:])
 
     def _close(self) -> None:
-        self._scanner.close()
         if self._room is not None:
             self._room.close()
             os.ftruncate(self._target, self._filled)
-        if any(subtract(self._kept, self._ahead)):
-            raise InternalError(f"process {self._pid} wrote to memory that counts as unwritten")
+        try:
+            if self._ahead:
+                self._check_marks()
+        finally:
+            self._scanner.close()
 
-
-def _chosen(numbers: array.array[int], marks: list[bool]) -> array.array[int]:
-    return array.array("Q", itertools.compress(numbers, marks))
+    def _check_marks(self) -> None:
+        """What the kernel counts as not written since has to be there; it may run again by now."""
+        with contextlib.suppress(ProcessLookupError):
+            clean = pagemap.join(*self._scanner.find_clean())
+            if any(subtract(clean, self._ahead)):
+                raise InternalError(f"process {self._pid} wrote to memory that counts as unwritten")
 
 
 class DiskCopy:

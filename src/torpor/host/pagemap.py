@@ -131,12 +131,12 @@ def tracks_writes() -> bool:
         del view
         scanner = Scanner(os.getpid(), Mapping(start, start + PAGE_BYTES))
         try:
-            _, _, dirty = scanner.find_dirty()
+            dirty, _ = scanner.find_dirty()
         except OSError:  # it has no such category
             return False
         finally:
             scanner.close()
-    return any(dirty)
+    return bool(dirty)
 
 
 class Scanner:
@@ -165,19 +165,18 @@ class Scanner:
     def find(self) -> tuple[array.array[int], array.array[int]]:
         """Offsets and lengths in bytes of all written runs, ascending; they may touch."""
         if self._has_scan:
-            starts, ends, _ = self._scan(_IS_PRESENT | _IS_SWAPPED)
-        else:
-            spans = list(_read_spans(self._descriptor, self._mapping))
-            starts, ends = (array.array("Q", (span[end] for span in spans)) for end in (0, 1))
+            return self._scan(_IS_FILE)
+        spans = list(_read_spans(self._descriptor, self._mapping))
+        starts, ends = (array.array("Q", (span[end] for span in spans)) for end in (0, 1))
         return self._relative(starts, ends)
 
-    def find_dirty(self) -> tuple[array.array[int], array.array[int], list[bool]]:
-        """Like `find`, and of each run whether its pages were written since `forget_writes`.
+    def find_dirty(self) -> tuple[array.array[int], array.array[int]]:
+        """Like `find`, what was written since `forget_writes`. Only where `tracks_writes`."""
+        return self._scan(_IS_FILE, and_have=_IS_DIRTY)
 
-        Only where `tracks_writes`.
-        """
-        starts, ends, categories = self._scan(_IS_DIRTY)
-        return *self._relative(starts, ends), list(map(bool, categories))
+    def find_clean(self) -> tuple[array.array[int], array.array[int]]:
+        """Like `find`, what was not written since `forget_writes`. Only where `tracks_writes`."""
+        return self._scan(_IS_FILE | _IS_DIRTY)
 
     def _relative(
         self, starts: array.array[int], ends: array.array[int]
@@ -185,7 +184,8 @@ class Scanner:
         offsets = array.array("Q", map(operator.sub, starts, itertools.repeat(self._mapping.start)))
         return offsets, array.array("Q", map(operator.sub, ends, starts))
 
-    def _scan(self, returned: int) -> tuple[array.array[int], array.array[int], array.array[int]]:
+    def _scan(self, lack: int, and_have: int = 0) -> tuple[array.array[int], array.array[int]]:
+        """Runs of pages that are there, have none of some categories, and others."""
         words, end = self._words, self._mapping.end
         argument = _ScanArgument(
             size=ctypes.sizeof(_ScanArgument),
@@ -193,10 +193,10 @@ class Scanner:
             end=end,
             vec=words.buffer_info()[0],
             vec_len=_REGIONS_A_CALL,
-            category_inverted=_IS_FILE,
-            category_mask=_IS_FILE,
+            category_inverted=lack,
+            category_mask=lack | and_have,
             category_anyof_mask=_IS_PRESENT | _IS_SWAPPED,
-            return_mask=returned,
+            return_mask=_IS_PRESENT | _IS_SWAPPED,
         )
         found = array.array("Q")
         while argument.start < end:
@@ -204,7 +204,7 @@ class Scanner:
             found += words[: 3 * count]
             # Linux (6.18 too) leaves an old walk_end when it comes to the end in several rounds
             argument.start = max(argument.walk_end, found[-2]) if count else end
-        return found[::3], found[1::3], found[2::3]
+        return self._relative(found[::3], found[1::3])
 
 
 def find_written(pid: int, mapping: Mapping) -> list[tuple[int, int]]:

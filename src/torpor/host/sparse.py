@@ -165,7 +165,7 @@ def copy_extents(source: Path, target: Path, *, size_bytes: int, extents: Sequen
 def patch_sparse(source: Path, target: Path) -> None:
     """Make a file that was copied by `copy_sparse` the same again. Raises NoSpace."""
     with _opened(source, os.O_RDONLY) as reader, _opened(target, os.O_RDWR) as writer:
-        for offset, length in _united(data_extents(reader), data_extents(writer)):
+        for offset, length in unite([*data_extents(reader), *data_extents(writer)]):
             for begin, size in _steps(offset, length, _PATCH_STEP_BYTES):
                 data = _read(reader, begin, size)
                 if data != _read(writer, begin, size):
@@ -296,10 +296,10 @@ def subtract(extents: Iterable[Extent], holes: Sequence[Extent]) -> Iterator[Ext
             place = hole + size if hole < end else end
 
 
-def _united(first: Iterable[Extent], second: Iterable[Extent]) -> list[Extent]:
-    """What lies in either of two lists of extents, ascending, not touching."""
+def unite(every: Iterable[Extent]) -> list[Extent]:
+    """What lies in any of some extents, ascending, not touching."""
     extents: list[Extent] = []
-    for offset, length in sorted([*first, *second]):
+    for offset, length in sorted(every):
         begin, end = extents.pop() if extents else (offset, 0)
         end += begin if end else offset
         if end < offset:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torpor.errors import InternalError
 from torpor.host.cancel import entered_in_thread
+from torpor.host.sparse import unite
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -97,17 +98,17 @@ class VmConfig:
 class WrittenMemory:
     """Guest memory written since the VM's memory file was mapped.
 
-    `runs` are (offset, length) in bytes, ascending, multiples of the page size; `data` holds the
-    bytes of `pieces` one after the other: of the runs, if it is not said. Later ones are newer.
+    `pieces` are (offset, length) in bytes, multiples of the page size; `data` holds their bytes one
+    after the other. They may overlap, and later ones are newer.
     """
 
-    runs: list[tuple[int, int]] = field(repr=False)
+    pieces: list[tuple[int, int]] = field(repr=False)
     data: Path
-    pieces: list[tuple[int, int]] = field(default_factory=list, repr=False)
 
-    def __post_init__(self) -> None:
-        if not self.pieces:
-            self.pieces.extend(self.runs)
+    @functools.cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """What the pieces cover, ascending, not touching. Not for the pause: there are many."""
+        return unite(self.pieces)
 
     @property
     def size_bytes(self) -> int:
@@ -235,6 +236,27 @@ class Vmm(abc.ABC):
             await self.save_state(vmstate)
         with step("written memory"):
             return await self.copy_written_memory(data)
+
+    async def _freeze_at_once(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        """`_freeze` of a driver that can copy memory while the VMM saves device state."""
+        with step("pause"):
+            await self.pause()
+        work = functools.partial(self._save_and_copy, vmstate, data, step)
+        return await self._step(work, {VmmState.PAUSED}, VmmState.PAUSED)
+
+    async def _save_and_copy(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        async def save() -> None:
+            with step("device state"):
+                await self._save_state(vmstate)
+
+        saving = asyncio.ensure_future(save())
+        try:
+            with step("written memory"):
+                written = await self._copy_written_memory(data)
+            await saving
+        finally:
+            await asyncio.gather(saving, return_exceptions=True)
+        return written
 
     @abc.abstractmethod
     async def _boot(self) -> None: ...

@@ -34,16 +34,15 @@ class WrittenCopy:
                 copy = stack.enter_context(MemoryCopy.begun(pid, mapping, data))
             yield cls(pid, copy, data)
 
-    def make_room(self) -> list[tuple[int, int]]:
-        """While the process runs: have memory for what it wrote until now, whose runs these are."""
+    def make_room(self) -> None:
+        """While the process runs: have memory for what it wrote until now."""
         with _told(self._pid):
-            return self._copy.make_room()
+            self._copy.make_room()
 
     def finish(self) -> WrittenMemory:
         """Copy; the process stands still."""
         with _told(self._pid):
-            copied = self._copy.finish()
-        return WrittenMemory(copied.runs, self.data, copied.pieces)
+            return WrittenMemory(self._copy.finish(), self.data)
 
 
 def copy_written_memory(pid: int, memory: Path, data: Path) -> WrittenMemory:

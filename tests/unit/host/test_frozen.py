@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from torpor.errors import InternalError
 from torpor.host import frozen, pagemap
 from torpor.host.frozen import DiskCopy, MemoryCopy
-from torpor.host.sparse import describe_sparse, punch_hole, write_page_runs
+from torpor.host.sparse import describe_sparse, punch_hole, unite, write_page_runs
 from torpor.units import MiB
 
 if TYPE_CHECKING:
@@ -57,14 +59,45 @@ def test_memory(
         for number in range(more_pages):
             view[SIZE - (2 * number + 1) * PAGE] = 2
             view[4 * number * PAGE] = 3
-        copied = copy.finish()
-    assert copied.runs == pagemap.find_written(os.getpid(), mapping)
-    assert len(copied.runs) == 2100 + more_pages
-    assert (copied.pieces == copied.runs) == (not (most_room and pagemap.tracks_writes()))
+        pieces = copy.finish()
+    runs = unite(pieces)
+    assert runs == pagemap.find_written(os.getpid(), mapping)
+    assert len(runs) == 2100 + more_pages
+    again = 2 * more_pages if most_room and pagemap.tracks_writes() else more_pages
+    assert len(pieces) == 2100 + again
     with path.open("r+b") as target, (tmp_path / "copy").open("rb") as source:
-        write_page_runs(target.fileno(), copied.pieces, source.fileno())
-        assert len(source.read()) == sum(length for _, length in copied.pieces)
+        write_page_runs(target.fileno(), pieces, source.fileno())
+        assert len(source.read()) == sum(length for _, length in pieces)
     assert path.read_bytes() == bytes(view)
+
+
+@pytest.mark.skipif(not pagemap.tracks_writes(), reason="this kernel tracks no writes")
+def test_memory_that_goes_on(memory: tuple[Path, mmap.mmap], tmp_path: Path) -> None:
+    """What a process writes once it runs again is none of the copy's business."""
+    path, view = memory
+    mapping = pagemap.find_mapping(os.getpid(), path)
+    with MemoryCopy.begun(os.getpid(), mapping, tmp_path / "copy") as copy:
+        copy.make_room()
+        pieces = copy.finish()
+        view[0] = view[PAGE] = 4
+    assert len(pieces) == 2100
+
+
+@pytest.mark.skipif(not pagemap.tracks_writes(), reason="this kernel tracks no writes")
+def test_kernel_that_loses_marks(
+    memory: tuple[Path, mmap.mmap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that was not copied ahead and counts as unwritten is no snapshot without it."""
+    path, view = memory
+    mapping = pagemap.find_mapping(os.getpid(), path)
+    copying = contextlib.ExitStack()
+    copy = copying.enter_context(MemoryCopy.begun(os.getpid(), mapping, tmp_path / "copy"))
+    copy.make_room()
+    view[PAGE] = 4
+    copy.finish()
+    monkeypatch.setattr(pagemap.Scanner, "find_clean", pagemap.Scanner.find)
+    with pytest.raises(InternalError, match="counts as unwritten"):
+        copying.close()
 
 
 def test_what_the_kernel_tracks_is_found_out() -> None:

@@ -32,6 +32,10 @@ class ConnectionLost(VmmFailed):
     """There was no answer, or not all of one: the process may be ending."""
 
 
+class RequestRefused(VmmFailed):
+    """Firecracker answered that it will not; `reason` is its own words."""
+
+
 @dataclass(frozen=True)
 class Head:
     """The beginning of an answer: status and how many bytes follow."""
@@ -69,7 +73,7 @@ def decode_head(data: bytes) -> Head:
 def decode_answer(request: Request, head: Head, body: bytes) -> Any:  # noqa: ANN401
     """What a request brought, None for an empty answer.
 
-    Raises NoSpace or VmmFailed with Firecracker's own words when it refused.
+    Raises NoSpace or RequestRefused with Firecracker's own words when it refused.
     """
     try:
         content = msgspec.json.decode(body) if body else None
@@ -78,7 +82,7 @@ def decode_answer(request: Request, head: Head, body: bytes) -> Any:  # noqa: AN
     if 200 <= head.status < 300:
         return content
     words = content.get("fault_message") if isinstance(content, dict) else content
-    error = NoSpace if _NO_SPACE in str(words) else VmmFailed
+    error = NoSpace if _NO_SPACE in str(words) else RequestRefused
     raise error(f"Firecracker refused {request.name}", reason=str(words or f"status {head.status}"))
 
 
@@ -91,8 +95,7 @@ class Api:
     async def ask(self, request: Request) -> Any:  # noqa: ANN401
         """Send one request and return what it answered.
 
-        Raises VmmFailed when Firecracker refuses, with its words, ConnectionLost when it cannot be
-        reached, NoSpace, DeadlineExceeded.
+        Raises RequestRefused, ConnectionLost when it cannot be reached, NoSpace, DeadlineExceeded.
         """
         try:
             # not asyncio.wait_for: Python 3.11's loses a cancellation that meets the answer

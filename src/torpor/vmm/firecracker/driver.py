@@ -1,10 +1,10 @@
 """Firecracker as a Vmm.
 
-Device state is written by a Diff snapshot with dirty page tracking, the least that Firecracker
-offers. Of a restored VM the memory that comes with it is thrown away: pagemap finds the same, page
-for page, but it counts from the mapping of memory, not from the last snapshot, a failed snapshot
-loses nothing of it, and no file system decides how exactly holes are told from data. Of a booted
-VM it is kept, and later ones are merged into it (see `memory`).
+Firecracker writes device state with memory only. Of a restored VM it is asked to write memory where
+it cannot, which it finds out when device state is written: pagemap finds what was written, counts
+from the mapping of memory and not from the last snapshot, and a failed snapshot loses nothing of
+it. A version that refuses in another way gets a Diff snapshot, whose memory is thrown away. Of a
+booted VM that memory is kept, and later ones are merged into it (see `memory`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torpor.host.cancel import in_thread
 from torpor.host.seccomp import refuse_huge_pages
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.firecracker import requests
-from torpor.vmm.firecracker.api import Api, ConnectionLost
+from torpor.vmm.firecracker.api import Api, ConnectionLost, RequestRefused
 from torpor.vmm.firecracker.jail import Jail, copy_out
 from torpor.vmm.firecracker.jailer import LockedJail, find_jailer
 from torpor.vmm.firecracker.memory import copy_diff, maps_file
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torpor.units import Digest
     from torpor.vmm.firecracker.program import Version
     from torpor.vmm.firecracker.requests import Request
+    from torpor.vmm.interface import StepTimer
 
 MACHINE_TYPE: Final = "mmio"
 _ELF: Final = b"\x7fELF"
@@ -114,9 +115,10 @@ class FirecrackerVmm(Vmm):
     def last_words(self) -> str:
         """See Vmm."""
         try:
-            lines = self.config.vmm_log.read_text(errors="replace").strip().splitlines()
+            said = self.config.vmm_log.read_text(errors="replace").strip().splitlines()
         except FileNotFoundError:
             return ""
+        lines = [line for line in said if requests.NOT_OPENED not in line]
         return "\n".join(_LOG_PREFIX.sub("", line) for line in lines[-_LAST_LINES:])
 
     async def attach(self, identity: ProcessId) -> None:
@@ -210,7 +212,8 @@ class FirecrackerVmm(Vmm):
         await self._ask(requests.run_request(paused=True))
 
     async def _save_state(self, vmstate: Path) -> None:
-        await self._save()
+        if not (self._restored and await self._save_state_alone()):
+            await self._save()
         if self._copy is None:
             await in_thread(self._bring_out, vmstate)
 
@@ -227,6 +230,11 @@ class FirecrackerVmm(Vmm):
             copy_diff, functools.partial(self._jail.open_saved, pid, requests.SAVED_MEMORY), data
         )
 
+    async def _freeze(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        if self._copy is None:  # memory comes with device state
+            return await super()._freeze(vmstate, data, step)
+        return await self._freeze_at_once(vmstate, data, step)
+
     @contextlib.contextmanager
     def _readiness(self, vmstate: Path, data: Path) -> Iterator[None]:
         if not self._restored:
@@ -236,13 +244,19 @@ class FirecrackerVmm(Vmm):
         pid = self._process.pid
         with WrittenCopy.begun(pid, self.config.memory, data) as self._copy:
             try:
-                runs = self._copy.make_room()
-                with contextlib.suppress(OSError):  # it would only have been quicker
-                    self._jail.make_room(pid, self.config.machine.memory_bytes, runs)
+                self._copy.make_room()
                 yield
             finally:
                 self._copy = None
         self._bring_out(vmstate)
+
+    async def _save_state_alone(self) -> bool:
+        """Whether Firecracker wrote device state before it refused to write memory."""
+        try:
+            await self._ask(requests.save_state_request())
+        except RequestRefused as error:
+            return requests.NOT_OPENED in error.reason
+        return True
 
     async def _save(self) -> None:
         """Let Firecracker write device state and memory, as they are in this pause."""

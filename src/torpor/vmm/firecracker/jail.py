@@ -29,7 +29,7 @@ from torpor.vmm.firecracker.requests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from torpor.vmm.interface import VmConfig
 
@@ -68,16 +68,6 @@ class Jail:
         """Open what the process of that pid wrote under a name; for reading. Raises OSError."""
         return os.open(self._seen(pid, name), os.O_RDONLY | os.O_CLOEXEC)
 
-    def make_room(self, pid: int, size: int, runs: Iterable[tuple[int, int]]) -> None:
-        """Have memory for what the process will write as memory of that size. Raises OSError."""
-        descriptor = self._open_memory(pid)
-        try:
-            os.ftruncate(descriptor, size)  # of another size, Firecracker would begin it anew
-            for offset, length in runs:
-                os.posix_fallocate(descriptor, offset, length)
-        finally:
-            os.close(descriptor)
-
     def drop_saved(self, pid: int, name: str) -> None:
         """Forget what the process of that pid wrote under a name. Never fails."""
         with contextlib.suppress(OSError):
@@ -112,9 +102,6 @@ class Jail:
         if config.namespace is not None:
             command = ["nsenter", f"--net=/run/netns/{config.namespace}", "--", *command]
         return command
-
-    def _open_memory(self, pid: int) -> int:
-        return os.open(self._seen(pid, SAVED_MEMORY), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _seen(self, pid: int, name: str) -> Path:
         path = self.directory / name

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from torpor.errors import VmmFailed
 from torpor.vmm.firecracker.jail import LEVEL, SOCKET, Jail, named_files
-from torpor.vmm.firecracker.requests import LOADED_STATE, SAVED, SAVED_MEMORY
+from torpor.vmm.firecracker.requests import LOADED_STATE, SAVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,14 +137,6 @@ class LockedJail(Jail):
         """See Jail."""
         with contextlib.suppress(OSError):
             os.unlink(f"/proc/{pid}/root/{name}")
-
-    def _open_memory(self, pid: int) -> int:
-        place = f"/proc/{pid}/root/{SAVED_MEMORY}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(place, flags, 0o600)
-        owner = os.stat(os.path.dirname(place))
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        return descriptor
 
     @staticmethod
     def _user(config: VmConfig) -> int:

@@ -32,6 +32,9 @@ SAVED: Final = "saved"
 """The directory of what it writes."""
 SAVED_STATE: Final = f"{SAVED}/vmstate"
 SAVED_MEMORY: Final = f"{SAVED}/memory"
+NOWHERE: Final = "nowhere/memory"
+"""A place for memory that cannot be opened, and what Firecracker says of it."""
+NOT_OPENED: Final = "Cannot perform open on the memory backing file: No such file or directory"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,16 @@ def save_request(*, whole: bool) -> Request:
         "snapshot_path": SAVED_STATE,
         "mem_file_path": SAVED_MEMORY,
     }
+    return Request("PUT", "/snapshot/create", body)
+
+
+def save_state_request() -> Request:
+    """Write the device state, and memory to a place that there is not.
+
+    All versions write, flush and synchronize device state first. So this is refused with
+    `NOT_OPENED` when that is done, and nothing has been done with memory.
+    """
+    body = {"snapshot_type": "Full", "snapshot_path": SAVED_STATE, "mem_file_path": NOWHERE}
     return Request("PUT", "/snapshot/create", body)
 
 

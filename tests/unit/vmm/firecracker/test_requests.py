@@ -12,7 +12,12 @@ from torpor.errors import InvalidInput
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
 from torpor.vmm.firecracker.program import Version
-from torpor.vmm.firecracker.requests import boot_requests, load_request, save_request
+from torpor.vmm.firecracker.requests import (
+    boot_requests,
+    load_request,
+    save_request,
+    save_state_request,
+)
 from torpor.vmm.interface import VmConfig
 
 CONFIG = VmConfig(
@@ -64,7 +69,8 @@ def test_boot() -> None:
 @pytest.mark.parametrize("version", [Version(1, 12, 0), Version(1, 16, 1)])
 def test_no_path_is_absolute(version: Version) -> None:
     """What is baked into device state has to load in any other directory."""
-    for request in (*boot_requests(CONFIG), load_request(version), save_request(whole=False)):
+    saving = save_request(whole=False), save_state_request()
+    for request in (*boot_requests(CONFIG), load_request(version), *saving):
         assert not [text for text in strings(request.body) if text.startswith("/")]
 
 
