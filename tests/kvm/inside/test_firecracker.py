@@ -1,4 +1,4 @@
-"""The real Firecracker 1.16.1 beside what was recorded of it; runs in level 1 only."""
+"""The real Firecracker beside what is known of 1.16.1; runs in level 1 only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.firecracker import needed_firecracker
+from fixtures.nodes import ask, running
 from fixtures.recorded import RECORD, exchange, listens, words_of
 from torpor.config import Settings
 from torpor.image.kernel import load_boot
 from torpor.vmm.firecracker.program import Version, find_version
+from torpor.vmm.firecracker.requests import NOT_OPENED
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torpor.node.node import Node
 
 ALONE = ("before boot", "load nothing", "load garbage", "load empty", "wrong kernel")
 """The recorded sessions that need nothing of a VM which ran before."""
@@ -43,6 +47,21 @@ def test_answers_are_those_that_were_recorded(tmp_path: Path) -> None:
             case "load empty":
                 (directory / "vmstate").touch()
         _compare(program, directory, session)
+
+
+@pytest.mark.vm
+async def test_device_state_alone(node: Node, tmp_path: Path) -> None:
+    """It writes device state before it finds no place for memory, and its guest goes on."""
+    async with running(node, "ledger") as instance:
+        await instance.vmm.pause()
+        await instance.vmm.save_state(tmp_path / "vmstate")
+        await instance.vmm.resume()
+        seen = await ask(instance)
+        log = instance.vmm.config.vmm_log.read_text()
+    assert seen["integrity"] == "ok"
+    assert (tmp_path / "vmstate").stat().st_size > 0
+    assert log.count(NOT_OPENED) == 1
+    assert "diff snapshots" not in log
 
 
 def _compare(program: str, directory: Path, session: str) -> None:

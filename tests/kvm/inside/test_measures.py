@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
+CLONES = ("private", "written", "rest", "capture", "pause and resume")
 MOST_BESIDE_PAGES_BYTES = {"qemu": 30_000_000, "firecracker": 12_000_000}
 
 
@@ -29,7 +30,7 @@ async def test_clones(node: Node, record_property: Callable[[str, str], None]) -
     report = await bench_clones(
         node, function=EXAMPLES / "ledger", runs=1, snapshot=await deployed_snapshot(node)
     )
-    record_property("measured", tell(report, "private", "written", "rest"))
+    record_property("measured", tell(report, *CLONES))
     assert report.parameters["accelerator"] == "kvm"
     most = MOST_BESIDE_PAGES_BYTES[report.parameters["vmm"]]
     assert max(report.series["rest"].samples) <= most
@@ -62,6 +63,6 @@ def tell(report: Report, *names: str) -> str:
     for name in names:
         series = report.series[name]
         median = statistics.median(series.samples)
-        shown = f"{median:.2f} s" if series.unit == "s" else f"{median / 1e6:.1f} MB"
+        shown = f"{median:.3g} s" if series.unit == "s" else f"{median / 1e6:.1f} MB"
         medians.append(f"{name} {shown}")
     return f"{report.parameters['vmm']}, {report.scenario}: {', '.join(medians)}"
