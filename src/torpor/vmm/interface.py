@@ -250,6 +250,7 @@ class Vmm(abc.ABC):
                 await self._save_state(vmstate)
 
         saving = asyncio.ensure_future(save())
+        await asyncio.sleep(0)  # it is asked before the copy takes a processor
         try:
             with step("written memory"):
                 written = await self._copy_written_memory(data)

@@ -1,7 +1,8 @@
 """Firecracker's API: HTTP/1.1 with JSON over a Unix socket, one connection a request.
 
 Encoding and decoding are pure; `Api` is the thin shell. Nothing is kept between requests, so a VM
-can be left by one process of torpor and taken over by another.
+can be left by one process of torpor and taken over by another; but for a connection while a capture
+goes on, whose pause is shorter if it is there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 from torpor.errors import DeadlineExceeded, NoSpace, VmmFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torpor.vmm.firecracker.requests import Request
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _ANSWER_TIMEOUT_S: Final = 60.0
 _LARGEST_HEAD: Final = 16 << 10
 _LARGEST_BODY: Final = 1 << 20
+_HEAD_END: Final = b"\r\n\r\n"
 _NO_SPACE: Final = "No space left on device"
 
 
@@ -91,6 +94,21 @@ class Api:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept: socket.socket | None = None
+
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Have all requests of the body on one connection. Raises ConnectionLost."""
+        try:
+            connection = connect(self._path)
+        except OSError as error:
+            raise ConnectionLost("cannot connect to Firecracker", reason=str(error)) from None
+        with connection:
+            self._kept = connection
+            try:
+                yield
+            finally:
+                self._kept = None
 
     async def ask(self, request: Request) -> Any:  # noqa: ANN401
         """Send one request and return what it answered.
@@ -105,7 +123,7 @@ class Api:
             raise DeadlineExceeded(
                 f"Firecracker did not answer {request.name} within {_ANSWER_TIMEOUT_S:.0f} s"
             ) from None
-        except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+        except (OSError, EOFError) as error:
             raise ConnectionLost(
                 f"lost the connection to Firecracker at {request.name}",
                 reason=str(error) or type(error).__name__,
@@ -120,19 +138,35 @@ class Api:
         return True
 
     async def _exchange(self, request: Request) -> Any:  # noqa: ANN401
-        reader, writer = await asyncio.open_unix_connection(
-            sock=connect(self._path), limit=_LARGEST_HEAD
-        )
-        try:
-            writer.write(encode_request(request))
-            await writer.drain()
-            head = decode_head(await reader.readuntil(b"\r\n\r\n"))
-            body = await reader.readexactly(head.length)
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        if self._kept is None:
+            with connect(self._path) as connection:
+                return decode_answer(request, *await _exchange_over(connection, request))
+        connection, self._kept = self._kept, None  # lost, unless there is all of an answer
+        head, body = await _exchange_over(connection, request)
+        self._kept = connection
         return decode_answer(request, head, body)
+
+
+async def _exchange_over(connection: socket.socket, request: Request) -> tuple[Head, bytes]:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, encode_request(request))
+    data = bytearray()
+
+    async def receive() -> None:
+        piece = await loop.sock_recv(connection, _LARGEST_HEAD)
+        if not piece:
+            raise EOFError("it closed the connection")
+        data.extend(piece)
+
+    while (end := data.find(_HEAD_END)) < 0:
+        if len(data) > _LARGEST_HEAD:
+            raise EOFError(f"no end of an answer's head in {len(data)} bytes")
+        await receive()
+    end += len(_HEAD_END)
+    head = decode_head(bytes(data[:end]))
+    while len(data) < end + head.length:
+        await receive()
+    return head, bytes(data[end:])
 
 
 def connect(path: Path) -> socket.socket:

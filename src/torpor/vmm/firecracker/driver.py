@@ -242,13 +242,19 @@ class FirecrackerVmm(Vmm):
             return
         assert self._process is not None
         pid = self._process.pid
-        with WrittenCopy.begun(pid, self.config.memory, data) as self._copy:
+        with WrittenCopy.begun(pid, self.config.memory, data) as self._copy, self._api.kept_open():
             try:
                 self._copy.make_room()
+                self._write_out()
                 yield
             finally:
                 self._copy = None
         self._bring_out(vmstate)
+
+    def _write_out(self) -> None:
+        """Firecracker synchronizes its disks before it saves their state: have little left."""
+        with self.config.scratch.open("rb") as scratch:
+            os.fsync(scratch.fileno())
 
     async def _save_state_alone(self) -> bool:
         """Whether Firecracker wrote device state before it refused to write memory."""

@@ -95,6 +95,34 @@ async def test_broken_answers(tmp_path: Path, answer: bytes, words: str) -> None
             await Api(tmp_path / "s").ask(REQUEST)
 
 
+async def test_kept_connection(tmp_path: Path) -> None:
+    """All requests of the body are on it; one that broke is not used again."""
+    answers = [b"HTTP/1.1 204 \r\n\r\n", b"HTTP/1.1 400 \r\nContent-Length: 2\r\n\r\nno", b""]
+    seen: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            for answer in answers:
+                await reader.readuntil(b'"Paused"}')
+                seen.append(id(writer))
+                writer.write(answer)
+
+    api = Api(tmp_path / "s")
+    with pytest.raises(VmmFailed, match="cannot connect"), api.kept_open():
+        pass
+    async with await asyncio.start_unix_server(serve, tmp_path / "s"):
+        with api.kept_open():
+            assert await api.ask(REQUEST) is None
+            with pytest.raises(VmmFailed, match="PUT /vm: no"):
+                await api.ask(REQUEST)
+            with pytest.raises(VmmFailed, match="lost the connection"):
+                await api.ask(REQUEST)
+            assert await api.ask(REQUEST) is None
+        assert await api.ask(REQUEST) is None
+    assert len(set(seen[:3])) == 1
+    assert len(set(seen)) == 3
+
+
 async def test_socket_that_is_gone(tmp_path: Path) -> None:
     """No socket, and one that nobody listens at any more."""
     with pytest.raises(VmmFailed, match="No such file"):
