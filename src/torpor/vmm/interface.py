@@ -237,28 +237,6 @@ class Vmm(abc.ABC):
         with step("written memory"):
             return await self.copy_written_memory(data)
 
-    async def _freeze_at_once(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
-        """`_freeze` of a driver that can copy memory while the VMM saves device state."""
-        with step("pause"):
-            await self.pause()
-        work = functools.partial(self._save_and_copy, vmstate, data, step)
-        return await self._step(work, {VmmState.PAUSED}, VmmState.PAUSED)
-
-    async def _save_and_copy(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
-        async def save() -> None:
-            with step("device state"):
-                await self._save_state(vmstate)
-
-        saving = asyncio.ensure_future(save())
-        await asyncio.sleep(0)  # it is asked before the copy takes a processor
-        try:
-            with step("written memory"):
-                written = await self._copy_written_memory(data)
-            await saving
-        finally:
-            await asyncio.gather(saving, return_exceptions=True)
-        return written
-
     @abc.abstractmethod
     async def _boot(self) -> None: ...
 

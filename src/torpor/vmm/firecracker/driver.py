@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from torpor.units import Digest
     from torpor.vmm.firecracker.program import Version
     from torpor.vmm.firecracker.requests import Request
-    from torpor.vmm.interface import StepTimer
 
 MACHINE_TYPE: Final = "mmio"
 _ELF: Final = b"\x7fELF"
@@ -229,11 +228,6 @@ class FirecrackerVmm(Vmm):
         return await in_thread(
             copy_diff, functools.partial(self._jail.open_saved, pid, requests.SAVED_MEMORY), data
         )
-
-    async def _freeze(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
-        if self._copy is None:  # memory comes with device state
-            return await super()._freeze(vmstate, data, step)
-        return await self._freeze_at_once(vmstate, data, step)
 
     @contextlib.contextmanager
     def _readiness(self, vmstate: Path, data: Path) -> Iterator[None]:

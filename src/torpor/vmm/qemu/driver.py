@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import functools
@@ -234,7 +235,28 @@ class QemuVmm(Vmm):
         return await in_thread(copy_written_memory, self._process.pid, self.config.memory, data)
 
     async def _freeze(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
-        return await self._freeze_at_once(vmstate, data, step)
+        """See Vmm. Memory is copied while QEMU saves device state."""
+        with step("pause"):
+            await self.pause()
+        return await self._step(
+            functools.partial(self._save_and_copy, vmstate, data, step),
+            {VmmState.PAUSED},
+            VmmState.PAUSED,
+        )
+
+    async def _save_and_copy(self, vmstate: Path, data: Path, step: StepTimer) -> WrittenMemory:
+        async def save() -> None:
+            with step("device state"):
+                await self._save_state(vmstate)
+
+        saving = asyncio.ensure_future(save())
+        try:
+            with step("written memory"):
+                written = await self._copy_written_memory(data)
+            await saving
+        finally:
+            await asyncio.gather(saving, return_exceptions=True)
+        return written
 
     @contextlib.contextmanager
     def _readiness(self, vmstate: Path, data: Path) -> Iterator[None]:
