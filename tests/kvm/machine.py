@@ -21,6 +21,8 @@ MEMORY = "3G"
 RESULT_BYTES = 2 << 30
 _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr cryptomgr.notests"
+    # code is translated anew for each address that it has
+    " norandmaps"
     # a processor that halts misses interrupts that come while its guest runs, and sleeps for ever
     " idle=poll"
 )
