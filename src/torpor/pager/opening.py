@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.repository import Repository
     from torpor.snapshot.repository.stored import Resolved, StoredSnapshot, WakeHeader
 
-_BEGINNING_BYTES: Final = 192 * 1024
+_BEGINNING_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True)

@@ -404,6 +404,7 @@ class Pager:
             kept=self._kept,
             room=self._room,
             mapped=made.mapped,
+            beginning=opened.beginning,
             at_hand=at_hand,
             trace=self._trace,
         )

@@ -80,8 +80,9 @@ class Pusher:
 
     `targets` are the served files by the names that segments use, and their nodes. Nothing is
     stored before `mapped` is set: somebody has opened the files, so the kernel has a page cache for
-    them. What is at hand already, `at_hand`, readers have until the end. `trace` is told "push
-    fetched" and "push storing", in a thread of the push.
+    them. `beginning` are the wake object's first bytes, which are not asked for again. What is at
+    hand already, `at_hand`, readers have until the end. `trace` is told "push fetched" and "push
+    storing", in a thread of the push.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Pusher:
         kept: KeptCopies,
         room: Room,
         mapped: threading.Event,
+        beginning: bytes = b"",
         at_hand: Sequence[tuple[Expected, Arrival]] = (),
         patience_s: float = _PATIENCE_S,
         trace: Callable[[str], None] = lambda place: None,
@@ -102,6 +104,7 @@ class Pusher:
         self._targets = targets
         self._kept = kept
         self._room = room
+        self._beginning = beginning
         self._at_hand = at_hand
         self._patience_s = patience_s
         self._trace = trace
@@ -129,7 +132,8 @@ class Pusher:
 
     def _run(self) -> None:
         try:
-            batches = _batches(self._wake.segments)
+            here_bytes = len(self._beginning) - self._wake.link.header_bytes
+            batches = _batches(self._wake.segments, here_bytes)
             for _ in map_ordered(self._push, batches, workers=_WORKERS, ahead=4 * _WORKERS):
                 if self._stop.is_set():
                     break
@@ -142,6 +146,7 @@ class Pusher:
         self._kept.used(self._name)
         for expected, arrival in self._at_hand:
             expected.remove(arrival)
+        self._at_hand, self._beginning = (), b""
         self.counters.ended_s = time.monotonic()
 
     def _push(self, batch: Sequence[SegmentRecord]) -> None:
@@ -149,15 +154,19 @@ class Pusher:
         if self._stop.is_set():
             return
         with self._room.taken, self._expected(batch) as arrivals:
-            data = self._read(batch)
-            if self.mapped.wait(self._patience_s):
+            data, is_new = self._read(batch)
+            in_time = self.mapped.wait(self._patience_s)
+            if in_time:
                 self._store_batch(batch, arrivals, data)
+            if is_new:  # last: a guest waits for pages, nobody for the copy
+                self._kept.write(self._name, batch[0].offset, data)
+            if in_time:
                 return
             del data
         self.mapped.wait()
         with self._room.taken, self._expected(batch) as arrivals:
             if not self._stop.is_set():
-                self._store_batch(batch, arrivals, self._read(batch))
+                self._store_batch(batch, arrivals, self._read(batch)[0])
 
     @contextlib.contextmanager
     def _expected(self, batch: Sequence[SegmentRecord]) -> Iterator[list[Arrival]]:
@@ -218,29 +227,40 @@ class Pusher:
             self.counters.windows += windows
             file.counters.pushed += windows
 
-    def _read(self, batch: Sequence[SegmentRecord]) -> bytes:
-        """A batch from this node's copy if all of it is right there, else from the store."""
+    def _read(self, batch: Sequence[SegmentRecord]) -> tuple[bytes, bool]:
+        """A batch from this node's copy if all of it is right there, else from the store.
+
+        With it whether the copy lacks it.
+        """
         data = self._kept.read(self._name, batch)
         if data is not None:
-            return data
-        link, begin = self._wake.link, batch[0].offset
-        length = batch[-1].offset + batch[-1].length - begin
-        data = self._wake.store.get_range(link.key, link.header_bytes + begin, length)
+            return data, False
+        link = self._wake.link
+        begin = link.header_bytes + batch[0].offset
+        end = link.header_bytes + batch[-1].offset + batch[-1].length
+        if end <= len(self._beginning):
+            data = self._beginning[begin:end]
+        else:
+            data = self._wake.store.get_range(link.key, begin, end - begin)
         with self._lock:
-            self.counters.fetched_bytes += length
+            self.counters.fetched_bytes += len(data)
         self._trace("push fetched")
-        self._kept.write(self._name, begin, data)
-        return data
+        return data, True
 
 
-def _batches(segments: Sequence[SegmentRecord]) -> Iterator[list[SegmentRecord]]:
-    """Segments that follow each other in requests: a small first one, the guest waits for that."""
+def _batches(segments: Sequence[SegmentRecord], here_bytes: int) -> Iterator[list[SegmentRecord]]:
+    """Segments that follow each other in requests: a small first one, the guest waits for that.
+
+    What lies in the first `here_bytes` needs no request and comes first of all.
+    """
     batch: list[SegmentRecord] = []
-    limit = _FIRST_REQUEST_BYTES
+    here, limit = True, _FIRST_REQUEST_BYTES
     for record in segments:
-        if batch and not _joins(batch, record, limit):
+        is_here = here and record.offset + record.length <= here_bytes
+        if batch and not (is_here == here and _joins(batch, record, here_bytes if here else limit)):
             yield batch
-            batch, limit = [], _REQUEST_BYTES
+            batch, limit = [], _FIRST_REQUEST_BYTES if here else _REQUEST_BYTES
+        here = is_here
         batch.append(record)
     if batch:
         yield batch

@@ -162,6 +162,34 @@ def test_order_and_requests(world: World) -> None:
     ]
 
 
+@pytest.mark.parametrize("segments", [0, 1, 2, 3, None])
+def test_what_came_with_the_header(world: World, segments: int | None) -> None:
+    """Whole segments in the wake object's beginning are pushed, and kept, without a request."""
+    ends = [len(HEADER) + record.offset + record.length for record in world.records]
+    here = len(HEADER) + 500 if segments == 0 else ends[-1 if segments is None else segments - 1]
+    cut = min(here + 100, len(world.data))  # of the next one only a part
+    pusher = world.push(beginning=world.data[:cut])
+    assert world.is_complete()
+    asked = sorted((offset, length) for key, offset, length in world.store.asked if key == KEY)
+    assert all(begin >= here for begin, _ in asked)
+    assert sum(length for _, length in asked) == len(world.data) - here
+    assert pusher.counters.fetched_bytes == len(world.data) - len(HEADER) - 500
+    world.store.asked.clear()
+    world.cache.stored.clear()
+    world.push()
+    assert world.store.asked == []
+    assert world.is_complete()
+
+
+def test_damage_in_the_beginning(world: World) -> None:
+    """It ends the push as damage in the store does, and is not kept."""
+    data = bytearray(world.data)
+    data[world.records[0].offset + len(HEADER) + 50] ^= 1
+    assert KEY in world.push(beginning=bytes(data)).counters.failure
+    world.push()
+    assert world.is_complete()
+
+
 def test_nothing_before_go(world: World) -> None:
     """Fetching begins at once, storing when somebody has opened the files."""
     fetched = threading.Event()
@@ -246,6 +274,8 @@ def test_stop(world: World) -> None:
     pusher.stop()
     assert pusher.wait(60)
     assert world.cache.stored == []
+    for copy in world.directory.iterdir():  # if it had begun already
+        copy.unlink()
     gate = Gate()
     world.store.inject(gate.fault(KEY))
     pusher = world.pusher()

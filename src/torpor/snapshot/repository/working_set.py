@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SEGMENT_WINDOWS: Final = 128
 FILES: Final = ("memory", "image", "app")
-_GROUPS_WINDOWS: Final = (128, 128, 2048)
+_GROUPS_WINDOWS: Final = (64, 128, 128, 2048)
 _DENSE_LEVEL: Final = 3
 _HEADER: Final = b"TORPOR-SEGMENT-1"
 
@@ -115,20 +115,21 @@ def open_segment(
 
 
 def _cut(windows: Sequence[int]) -> Iterator[Sequence[int]]:
-    ordered = _neighbours_together(windows)
-    for begin in range(0, len(ordered), SEGMENT_WINDOWS):
-        yield ordered[begin : begin + SEGMENT_WINDOWS]
+    for group in _neighbours_together(windows):
+        for begin in range(0, len(group), SEGMENT_WINDOWS):
+            yield group[begin : begin + SEGMENT_WINDOWS]
 
 
-def _neighbours_together(windows: Sequence[int]) -> list[int]:
+def _neighbours_together(windows: Sequence[int]) -> Iterator[list[int]]:
     """First-touch order in the large, address order within: that compresses better, and what lies
     side by side is pushed with one call. The first groups are small: a VMM that loads device state
     and a guest that begins to run wait for those."""
-    ordered: list[int] = []
     sizes = itertools.chain(_GROUPS_WINDOWS, itertools.repeat(_GROUPS_WINDOWS[-1]))
-    while len(ordered) < len(windows):
-        ordered += sorted(windows[len(ordered) :][: next(sizes)])
-    return ordered
+    begin = 0
+    while begin < len(windows):
+        end = begin + next(sizes)
+        yield sorted(windows[begin:end])
+        begin = end
 
 
 def _encode_windows(windows: Sequence[int]) -> bytes:
