@@ -74,7 +74,7 @@ def decode(encoded: bytes | memoryview, *, limit_bytes: int = WINDOW_BYTES) -> b
                 raise Damaged("a chunk is too long", reason=f"{len(encoded) - 1} bytes")
             return bytes(encoded[1:])
         case 1:
-            return _decompress(bytes(encoded[1:]), limit_bytes)
+            return _decompress(memoryview(encoded)[1:], limit_bytes)
         case other:
             raise Incompatible(
                 f"a chunk has encoding {other}",
@@ -83,7 +83,7 @@ def decode(encoded: bytes | memoryview, *, limit_bytes: int = WINDOW_BYTES) -> b
             )
 
 
-def _decompress(frame: bytes, limit_bytes: int) -> bytes:
+def _decompress(frame: memoryview, limit_bytes: int) -> bytes:
     try:
         size = zstandard.frame_content_size(frame)
         if not 0 <= size <= limit_bytes:

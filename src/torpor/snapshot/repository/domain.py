@@ -54,7 +54,7 @@ class Domain(abc.ABC):
         """A record's body behind `header`, bound to both header and object name."""
 
     @abc.abstractmethod
-    def open_record(self, header: bytes, name: str, sealed: bytes) -> bytes:
+    def open_record(self, header: bytes, name: str, sealed: bytes | memoryview) -> bytes:
         """A record's body. Raises Damaged when any of the three is not what was sealed."""
 
     @abc.abstractmethod
@@ -100,9 +100,9 @@ class SealedDomain(Domain):
         cipher = AESGCM(blake3.blake3(salt, key=self._record_key).digest())
         return salt + cipher.encrypt(_RECORD_NONCE, body, _bound(header, name))
 
-    def open_record(self, header: bytes, name: str, sealed: bytes) -> bytes:
+    def open_record(self, header: bytes, name: str, sealed: bytes | memoryview) -> bytes:
         """See Domain."""
-        salt, rest = sealed[:SALT_BYTES], sealed[SALT_BYTES:]
+        salt, rest = sealed[:SALT_BYTES], memoryview(sealed)[SALT_BYTES:]
         if len(rest) < TAG_BYTES:
             raise Damaged("a record is too short")
         try:
@@ -141,9 +141,9 @@ class PlainDomain(Domain):
         """See Domain."""
         return _checksum(header, name, body) + body
 
-    def open_record(self, header: bytes, name: str, sealed: bytes) -> bytes:
+    def open_record(self, header: bytes, name: str, sealed: bytes | memoryview) -> bytes:
         """See Domain."""
-        checksum, body = sealed[:SALT_BYTES], sealed[SALT_BYTES:]
+        checksum, body = sealed[:SALT_BYTES], bytes(sealed[SALT_BYTES:])
         if checksum != _checksum(header, name, body):
             raise Damaged("a record is not what was written")
         return body

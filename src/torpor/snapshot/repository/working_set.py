@@ -107,7 +107,7 @@ def open_segment(
     if max(windows) >= count_windows(size_bytes):
         raise Damaged("a segment with a window behind its file's end")
     expected = sum(window_length(window, size_bytes) for window in windows)
-    body = domain.open_record(_HEADER, key, bytes(sealed))
+    body = domain.open_record(_HEADER, key, sealed)
     content = decode(body, limit_bytes=SEGMENT_WINDOWS * WINDOW_BYTES)
     if len(content) != expected:
         raise Damaged(f"a segment of {len(content)} bytes, not {expected}")
