@@ -120,7 +120,11 @@ class StoredFile:
             others, slowest = self._contents(late)
             contents |= others
         contents |= brought
-        pieces = [_cut(contents[w], w, offset, offset + length, self.size_bytes) for w in windows]
+        pieces = [contents[window] for window in windows]
+        for window in {first, last}:
+            pieces[window - first] = _cut(
+                contents[window], window, offset, offset + length, self.size_bytes
+            )
         with self._lock:
             self.counters.reads += 1
             self.counters.awaited += len(brought)
@@ -168,33 +172,37 @@ class StoredFile:
             known = self.map
         except TorporError as error:
             raise self._failed(windows[0], error) from None
-        entries = {window: known.get(window) for window in windows}
+        ids = known.ids_between(min(windows), max(windows))
+        cached: dict[bytes, memoryview] = {}
+        if self.cache is not None and ids:
+            wanted = dict.fromkeys(ids[window] for window in windows if window in ids)
+            cached = self.cache.get(wanted, self._content.domain.chunk_id)
         missing: dict[int, Entry] = {}
         zero = 0
-        wanted = dict.fromkeys(entry.chunk_id for entry in entries.values() if entry is not None)
-        cached: dict[bytes, memoryview] = {}
-        if self.cache is not None:
-            cached = self.cache.get(wanted, self._content.domain.chunk_id)
-        for window, entry in entries.items():
-            if entry is None:
-                contents[window] = _ZEROS
-                zero += 1
-            elif entry.chunk_id in cached:
-                contents[window] = cached[entry.chunk_id]
-            else:
+        for window in windows:
+            chunk_id = ids.get(window)
+            content: Buffer | None = _ZEROS if chunk_id is None else cached.get(chunk_id)
+            if content is None:
+                entry = known.get(window)
+                assert entry is not None
                 missing[window] = entry
+                continue
+            contents[window] = content
+            zero += chunk_id is None
         if missing:
             found = self._fetch(missing)
             contents |= {window: found[entry.chunk_id] for window, entry in missing.items()}
+        whole = self.size_bytes // WINDOW_BYTES
         for window, content in contents.items():
-            self._check(window, content, entries[window])
+            if len(content) != WINDOW_BYTES or window >= whole:
+                self._check(window, content, known.get(window))
         with self._lock:
             self.counters.zero += zero
             self.counters.store += len(missing)
-            self.counters.cache += len(entries) - zero - len(missing)
+            self.counters.cache += len(windows) - zero - len(missing)
         if missing:
             return contents, "store"
-        return contents, "zero" if zero == len(entries) else "cache"
+        return contents, "zero" if zero == len(windows) else "cache"
 
     def _fetch(self, missing: dict[int, Entry]) -> dict[bytes, bytes]:
         if self._refuses:
