@@ -93,13 +93,17 @@ def test_interrupt_that_overtakes_its_request(sent_again: int) -> None:
     """An INTERRUPT fetched by another thread before the request was put down still reaches it."""
     calls = _Calls()
     calls.interrupt(42 | sent_again)
-    with calls.under_way(42) as call:
-        assert call.interrupted
-    with calls.under_way(44) as other, calls.under_way(44) as twice:
-        assert not other.interrupted
-        calls.interrupt(44)
-        assert other.interrupted
-        assert twice.interrupted
+    call = calls.begin(42)
+    assert call.interrupted
+    calls.end(42, call)
+    other, twice = calls.begin(44), calls.begin(44)
+    assert not other.interrupted
+    calls.interrupt(44)
+    assert other.interrupted
+    assert twice.interrupted
+    calls.end(44, other)
+    calls.end(44, twice)
+    assert not calls.begin(44).interrupted
 
 
 def test_early_interrupts_are_bounded() -> None:

@@ -22,7 +22,6 @@ longer. What makes that true:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import mmap
@@ -38,7 +37,7 @@ from torpor.host.fuse.files import Call
 from torpor.host.fuse.layouts import ROOT_ID, UNIQUE_RESEND, Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torpor.host.fuse.connection import Connection
     from torpor.host.fuse.files import Buffer, Data, Files, Node
@@ -249,8 +248,11 @@ class Server:
         length = max(0, min(body.size, node.size_bytes - body.offset))
         if length == 0:
             return ()
-        with self._calls.under_way(header.unique) as call:
+        call = self._calls.begin(header.unique)
+        try:
             data = _pieces(self._files.read(node, body.offset, length, call))
+        finally:
+            self._calls.end(header.unique, call)
         found = sum(map(len, data))
         if found != length:  # the kernel would take a short answer for the end of the file
             raise Damaged(
@@ -293,8 +295,7 @@ class _Calls:
         self._calls: dict[int, list[Call]] = {}
         self._early: dict[int, None] = {}
 
-    @contextlib.contextmanager
-    def under_way(self, unique: int) -> Iterator[Call]:
+    def begin(self, unique: int) -> Call:
         unique &= ~UNIQUE_RESEND
         call = Call()
         with self._lock:
@@ -303,14 +304,15 @@ class _Calls:
             self._early.pop(unique, None)
         if early:
             call.interrupt()
-        try:
-            yield call
-        finally:
-            with self._lock:
-                calls = self._calls[unique]
-                calls.remove(call)
-                if not calls:
-                    del self._calls[unique]
+        return call
+
+    def end(self, unique: int, call: Call) -> None:
+        unique &= ~UNIQUE_RESEND
+        with self._lock:
+            calls = self._calls[unique]
+            calls.remove(call)
+            if not calls:
+                del self._calls[unique]
 
     def interrupt(self, unique: int) -> None:
         unique &= ~UNIQUE_RESEND
@@ -331,8 +333,9 @@ def _pieces(data: Data) -> Sequence[Buffer]:
 def _present(message: Sequence[Buffer]) -> Sequence[Buffer]:
     """The same message, each of its pages touched."""
     for piece in message:
-        bytes(memoryview(piece)[:: protocol.PAGE_BYTES])
-        bytes(piece[-1:])
+        view = memoryview(piece)
+        view[:: protocol.PAGE_BYTES].tobytes()
+        view[-1:].tobytes()
     return message
 
 
