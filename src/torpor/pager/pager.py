@@ -355,13 +355,16 @@ class Pager:
             job.check(opened.stored)
             with coming.spans.span("publish"):
                 made = known or self._register(job, opened)
+                published = threading.Event()
                 if job.push and made.pusher is None and opened.wake.working_set:
-                    made.pusher = self._push(made, opened)
+                    made.pusher = self._push(made, opened, after=published)
                 if not served_before:
                     self._registry.add_manifest(digest, opened.manifest_object)
-                    self._bring_maps(made, opened.stored)
                 memory = self._home / "pager" / "mount" / Path(*made.memory.node.parts)
                 opening.publish(repository, opened, self._snapshots, memory=memory)
+            published.set()  # the push has waited for it, as a VMM does
+            if not served_before:
+                self._bring_maps(made, opened.stored)
         except BaseException as error:
             if not served_before:
                 failure = error if isinstance(error, TorporError) else None
@@ -377,7 +380,7 @@ class Pager:
         self._trace("registered")
         return self._announce(job.opened_source, stored.digest, stored.manifest, images)
 
-    def _push(self, made: Opened, opened: OpenedSnapshot) -> Pusher:
+    def _push(self, made: Opened, opened: OpenedSnapshot, *, after: threading.Event) -> Pusher:
         """Push the working set; of disks keep at hand what came with the wake object's beginning.
 
         A VMM may read those before they are in the page cache. What is damaged the push finds too.
@@ -397,19 +400,18 @@ class Pager:
             made.source.repository.store, opened.stored.wake, opened.wake.domain, segments
         )
         targets = {name: (served.file, served.node) for name, served in made.files.items()}
-        pusher = Pusher(
+        return Pusher(
             wake,
             self._server,
             targets,
             kept=self._kept,
             room=self._room,
+            after=after,
             mapped=made.mapped,
             beginning=opened.beginning,
             at_hand=at_hand,
             trace=self._trace,
-        )
-        pusher.start()
-        return pusher
+        ).start()
 
     def _serve_file(self, source: OpenSource, digest: Digest, name: str, size_bytes: int) -> Served:
         file = self._file(source, size_bytes, concurrent.futures.Future())

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from torpor.errors import Damaged, TorporError
 from torpor.host.fuse.protocol import MAX_READ_BYTES
@@ -76,7 +76,7 @@ class Room:
 
 
 class Pusher:
-    """Pushes one snapshot's working set in the background; `wait` for its end.
+    """Pushes one snapshot's working set in the background, `after` something; `wait` for its end.
 
     `targets` are the served files by the names that segments use, and their nodes. Nothing is
     stored before `mapped` is set: somebody has opened the files, so the kernel has a page cache for
@@ -95,6 +95,7 @@ class Pusher:
         room: Room,
         mapped: threading.Event,
         beginning: bytes = b"",
+        after: threading.Event | None = None,
         at_hand: Sequence[tuple[Expected, Arrival]] = (),
         patience_s: float = _PATIENCE_S,
         trace: Callable[[str], None] = lambda place: None,
@@ -105,6 +106,7 @@ class Pusher:
         self._kept = kept
         self._room = room
         self._beginning = beginning
+        self._after = after
         self._at_hand = at_hand
         self._patience_s = patience_s
         self._trace = trace
@@ -115,10 +117,10 @@ class Pusher:
         self.mapped = mapped
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
-    def start(self) -> None:
-        """Begin to fetch; returns at once."""
-        self.counters.began_s = time.monotonic()
+    def start(self) -> Self:
+        """Begin to fetch, after what there is to wait for; returns at once."""
         self._thread.start()
+        return self
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; False when time is up."""
@@ -129,8 +131,13 @@ class Pusher:
         """Begin nothing more."""
         self._stop.set()
         self.mapped.set()
+        if self._after is not None:
+            self._after.set()
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after.wait()
+        self.counters.began_s = time.monotonic()
         try:
             here_bytes = len(self._beginning) - self._wake.link.header_bytes
             batches = _batches(self._wake.segments, here_bytes)

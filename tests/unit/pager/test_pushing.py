@@ -190,6 +190,23 @@ def test_damage_in_the_beginning(world: World) -> None:
     assert world.is_complete()
 
 
+def test_nothing_before_what_it_comes_after(world: World) -> None:
+    """A push that comes after something asks for nothing before that, and can be stopped."""
+    pushers = [world.pusher(after=threading.Event()) for _ in range(2)]
+    pushers[0].mapped.set()
+    assert not pushers[0].wait(0.05)
+    pushers[0].stop()
+    assert pushers[0].wait(60)
+    assert world.store.asked == []
+    after = threading.Event()
+    pusher = world.pusher(after=after)
+    after.set()
+    pusher.mapped.set()
+    assert pusher.wait(60)
+    assert world.is_complete()
+    pushers[1].stop()
+
+
 def test_nothing_before_go(world: World) -> None:
     """Fetching begins at once, storing when somebody has opened the files."""
     fetched = threading.Event()
