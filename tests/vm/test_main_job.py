@@ -147,7 +147,7 @@ _wake_at_once = AgentClient.wake
 
 def _wake_late(agent: AgentClient, *, time_ns: int, **more: Any) -> None:  # noqa: ANN401
     _wake_at_once(agent, time_ns=time_ns - 3 * 10**9, **more)
-    time.sleep(0.3)
+    time.sleep(0.3)  # longer than a wake after which the clock is taken for right
 
 
 async def test_stop_ends_the_process_and_logs_tell_the_console(node: Node) -> None:
