@@ -35,7 +35,8 @@ class Chosen(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         """See pytest."""
         for name, table in tomllib.loads(self.path.read_text()).items():
-            group = Group(name, tuple(table.get("needs", ())), table.get("environment", {}))
+            needs, environment = tuple(table.get("needs", ())), table.get("environment", {})
+            group = Group(name, needs, environment).placed()
             for test in table["tests"]:
                 yield InLevel1.from_parent(self, name=test, group=group)
 

@@ -1,7 +1,4 @@
-"""The level-1 VMs of one pytest session: a group of tests each.
-
-As many run at once as there are processors, or as TORPOR_TEST_RIGS says.
-"""
+"""The level-1 VMs of one pytest session: a group of tests each."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import os
 import tempfile
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +23,11 @@ TEST_S = 600
 _SHOWN = 3000
 
 
+def count_places() -> int:
+    """How many VMs may run at once: TORPOR_TEST_RIGS, or one on each processor."""
+    return int(os.environ.get("TORPOR_TEST_RIGS") or os.cpu_count() or 1)
+
+
 @dataclass(frozen=True)
 class Group:
     """The tests of one VM: the variables that must name programs for them, their environment."""
@@ -39,15 +41,17 @@ class Group:
         """The first that it needs and has not, or nothing."""
         return next((name for name in self.needs if not os.environ.get(name)), "")
 
+    def placed(self) -> Group:
+        """The group as it is run: with its like in one VM where no two run at once."""
+        return replace(self, name="") if count_places() == 1 else self
+
 
 class KvmSession:
     """Starts the VMs for the chosen tests at once; ends them on `close`, whatever they do."""
 
     def __init__(self, groups: Mapping[Group, Sequence[str]]) -> None:
         self._images = make_images()
-        self._places = threading.Semaphore(
-            int(os.environ.get("TORPOR_TEST_RIGS") or os.cpu_count() or 1)
-        )
+        self._places = threading.Semaphore(count_places())
         self._closing = threading.Event()
         self._results = {group: Results() for group in groups}
         self._threads = [
