@@ -7,6 +7,7 @@ import select
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +16,6 @@ from torpor.errors import FunctionFailed, GuestFailed
 from torpor.image.agent import Ending
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.unit.guest.conftest import RunningAgent
 
     from torpor.image.agent import AgentClient
@@ -182,6 +181,27 @@ def test_wake_writes_the_identity(agent: RunningAgent) -> None:
     assert (agent.root / "etc/hosts").read_text() == (
         "127.0.0.1 localhost\n10.0.0.9 db\n172.16.0.2 clone-2 # torpor\n"
     )
+
+
+def test_files_put_in_place_of_names_give_way(agent: RunningAgent) -> None:
+    """What a hosts file says is kept; it may be a file, or a link that leads out or nowhere."""
+    etc = agent.root / "etc"
+    with agent.client() as client:
+        wake(client)
+        for number, put in enumerate(("file", "link out", "dangling link")):
+            for name in ("hosts", "hostname"):
+                (etc / name).unlink()
+            if put == "file":
+                (etc / "hosts").write_text("127.0.0.1 localhost\n10.0.0.9 db\n")
+            else:
+                for name in ("hosts", "hostname"):
+                    (etc / name).symlink_to("/etc/hosts" if put == "link out" else "nowhere")
+            wake(client, hostname=f"clone-{number}")
+            assert (etc / "hostname").read_text() == f"clone-{number}\n", put
+            lines = (etc / "hosts").read_text().splitlines()
+            assert lines[-1] == f"172.16.0.2 clone-{number} # torpor", put
+            assert "10.0.0.9 db" in lines or put != "file"
+    assert "torpor" not in Path("/etc/hosts").read_text()
 
 
 def write_hook(root: Path, name: str, script: str, mode: int = 0o755) -> None:

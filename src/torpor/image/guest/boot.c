@@ -2,7 +2,8 @@
  *
  * Disks: /dev/vda is the image (squashfs), /dev/vdb the scratch disk (ext4), /dev/vdc the app
  * (squashfs, an empty placeholder until a function starts). The function's root is an overlay of
- * the image and, once there is one, the app, with everything written kept on the scratch disk.
+ * the image and, once there is one, the app, with everything written kept on the scratch disk. The
+ * guest's names are in memory, the same in each root that it has.
  */
 #include "guest.h"
 
@@ -151,13 +152,20 @@ static void link_inside(const char *target, const char *path)
         log_line("symlink %s: %s", path, strerror(errno));
 }
 
+static bool mount_names_inside(void)
+{
+    make_directory(ROOT "/run/torpor", 0755);
+    return mount(NAMES, ROOT "/run/torpor", NULL, MS_BIND, NULL) == 0;
+}
+
 static bool mount_system_inside(void)
 {
     if (!mount_inside("proc", "/proc", NULL) || !mount_inside("sysfs", "/sys", NULL)
         || !mount_inside("devtmpfs", "/dev", NULL)
         || !mount_inside("devpts", "/dev/pts", "ptmxmode=0666,mode=0620,gid=5")
         || !mount_inside("tmpfs", "/dev/shm", "mode=1777")
-        || !mount_inside("tmpfs", "/tmp", "mode=1777") || !mount_inside("tmpfs", "/run", "mode=0755"))
+        || !mount_inside("tmpfs", "/tmp", "mode=1777") || !mount_inside("tmpfs", "/run", "mode=0755")
+        || !mount_names_inside())
         return false;
     link_inside("/proc/self/fd", ROOT "/dev/fd");
     link_inside("/proc/self/fd/0", ROOT "/dev/stdin");
@@ -224,6 +232,7 @@ void boot(void)
     mount_or_die("sysfs", "/sys", "sysfs", 0, NULL);
     load_modules();
     set_up_network();
+    mount_or_die("tmpfs", NAMES, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1m");
     mount_disks();
     if (!mount_root("/image"))
         die("image root cannot be mounted: %s", strerror(errno));

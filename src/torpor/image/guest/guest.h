@@ -7,7 +7,7 @@
  *   request.c   what each request does
  *   task.c      children that work for a request, and the function
  *   stop.c      ending everything in order
- *   wake.c      the work of `wake`, in a child
+ *   wake.c      the work of `wake`
  *   port.c      who listens on a TCP port
  */
 #ifndef TORPOR_GUEST_H
@@ -30,7 +30,8 @@
 #define GUEST_ADDRESS "172.16.0.2"
 #define GATEWAY_ADDRESS "172.16.0.1"
 #define AGENT_PORT 1024
-#define ROOT "/root" /* where the function's root is mounted */
+#define ROOT "/root"   /* where the function's root is mounted */
+#define NAMES "/names" /* what is at /run/torpor in it */
 
 /* How this process runs: as PID 1 of a VM, or as an agent on a host for tests, which mounts
  * nothing, changes no root and leaves clock, entropy and host name alone. */
@@ -101,6 +102,7 @@ bool end_leftovers(void);
 void report(int report_fd, enum fault fault, const char *format, ...) PRINTF(3, 4);
 int enter_root(int report_fd);
 int exec_command(int report_fd, const void *command);
+void reply_woken(uint64_t connection);
 void describe_status(int status, char *out, size_t out_bytes);
 
 /* stop.c */
@@ -122,8 +124,9 @@ struct wake {
     size_t entropy_bytes;
 };
 int set_clock(uint64_t time_ns);
-int wake_up(int report_fd, const void *wake);
-int write_identity(int report_fd, const struct identity *identity);
+const char *wake_up(const struct wake *wake);
+bool wake_needs_child(void);
+int finish_wake(int report_fd, const void *wake);
 
 /* port.c */
 enum listening { LISTENING_NOWHERE, LISTENING_LOOPBACK, LISTENING };

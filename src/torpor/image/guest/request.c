@@ -17,7 +17,7 @@
 
 static struct command command;
 static char port_variable[32];
-static struct wake wake; /* the last one: `start` writes its identity again */
+static struct wake wake; /* the last one, for its child */
 
 static void refuse(uint64_t connection, const char *why)
 {
@@ -87,18 +87,9 @@ static bool take_command(uint64_t connection, const struct request *request)
     return count > 0;
 }
 
-static int work_run(int report_fd, const void *argument)
+static int work_command(int report_fd, const void *argument)
 {
     return enter_root(report_fd) == 0 ? exec_command(report_fd, argument) : EXIT_FAILURE;
-}
-
-/* A new root has a new /run, so a guest that has woken before gets its names again. */
-static int work_start(int report_fd, const void *argument)
-{
-    if (enter_root(report_fd) != 0
-        || (*wake.identity.instance && write_identity(report_fd, &wake.identity) != 0))
-        return EXIT_FAILURE;
-    return exec_command(report_fd, argument);
 }
 
 static void answer_run(uint64_t connection, const struct request *request)
@@ -111,7 +102,7 @@ static void answer_run(uint64_t connection, const struct request *request)
     else if (task_runs(TASK_RUN) || task_runs(TASK_START))
         refuse(connection, "another command is under way");
     else if (take_command(connection, request))
-        begin_or_refuse(TASK_RUN, connection, work_run, &command);
+        begin_or_refuse(TASK_RUN, connection, work_command, &command);
 }
 
 static void begin_start(uint64_t connection)
@@ -123,7 +114,7 @@ static void begin_start(uint64_t connection)
     else if (mode.in_vm && !mount_function_root(problem, sizeof problem))
         refuse(connection, problem);
     else
-        begin_or_refuse(TASK_START, connection, work_start, &command);
+        begin_or_refuse(TASK_START, connection, work_command, &command);
 }
 
 static void answer_start(uint64_t connection, const struct request *request)
@@ -219,27 +210,36 @@ static bool take_name(const char *text, char *name, size_t name_bytes)
     return true;
 }
 
-static void answer_wake(uint64_t connection, const struct request *request)
+static bool take_wake(const struct request *request)
 {
     struct identity *identity = &wake.identity;
-    struct identity earlier = *identity;
 
+    return parse_number(field_value(request, "time_ns"), INT64_MAX, &wake.time_ns)
+           && take_entropy(field_value(request, "entropy"))
+           && take_name(field_value(request, "hostname"), identity->hostname,
+                        sizeof identity->hostname)
+           && take_name(field_value(request, "instance"), identity->instance,
+                        sizeof identity->instance);
+}
+
+static void answer_wake(uint64_t connection, const struct request *request)
+{
     if (task_runs(TASK_WAKE) || task_runs(TASK_START) || is_stopping()) {
         refuse(connection, "another request is under way");
         return;
     }
-    if (parse_number(field_value(request, "time_ns"), INT64_MAX, &wake.time_ns)
-        && take_entropy(field_value(request, "entropy"))
-        && take_name(field_value(request, "hostname"), identity->hostname,
-                     sizeof identity->hostname)
-        && take_name(field_value(request, "instance"), identity->instance,
-                     sizeof identity->instance)) {
-        begin_or_refuse(TASK_WAKE, connection, wake_up, &wake);
+    if (!take_wake(request)) {
+        refuse(connection, "wake needs time_ns, entropy (16 to 512 bytes in hexadecimal), hostname "
+                           "(up to 64 bytes) and instance (up to 255), names without white space");
         return;
     }
-    *identity = earlier;
-    refuse(connection, "wake needs time_ns, entropy (16 to 512 bytes in hexadecimal), hostname "
-                       "(up to 64 bytes) and instance (up to 255), names without white space");
+    const char *failed = wake_up(&wake);
+    if (failed)
+        reply_error(connection, FAULT_GUEST, "%s: %s", failed, strerror(errno));
+    else if (wake_needs_child())
+        begin_or_refuse(TASK_WAKE, connection, finish_wake, &wake);
+    else
+        reply_woken(connection);
 }
 
 static void answer_clock(uint64_t connection, const struct request *request)

@@ -167,14 +167,19 @@ static void reply_failure(const struct task *task)
     reply_error(task->connection, FAULT_GUEST, "the agent's child %s", text);
 }
 
+void reply_woken(uint64_t connection)
+{
+    reply_ok(connection, "ok%s", mode.in_vm ? "" : " skipped=clock,entropy,hostname");
+}
+
 static void reply_success(const struct task *task)
 {
     if (task->kind == TASK_RUN && WIFSIGNALED(task->status))
         reply_ok(task->connection, "ok signal=%d", WTERMSIG(task->status));
     else if (task->kind == TASK_RUN)
         reply_ok(task->connection, "ok status=%d", WEXITSTATUS(task->status));
-    else if (task->kind == TASK_WAKE && !mode.in_vm)
-        reply_ok(task->connection, "ok skipped=clock,entropy,hostname");
+    else if (task->kind == TASK_WAKE)
+        reply_woken(task->connection);
     else
         reply_ok(task->connection, "ok");
 }

@@ -1,10 +1,17 @@
-/* The work of `wake`, in a child: clock, entropy, names, then the function's hooks. A clone must
- * not serve before all of it is done. */
+/* What a clone needs before it may serve: clock, entropy, names, then the function's hooks.
+ *
+ * The names are files of a file system in memory that is at /run/torpor of every root; /etc/hostname
+ * and /etc/hosts are links to two of them. So the agent gives a clone its names itself, and a child,
+ * which has the function's root, is for hooks and for links that are missing. A process and files on
+ * the scratch disk would be most of what a wake costs where processors are emulated.
+ */
 #include "guest.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
 #include <linux/random.h>
 #include <poll.h>
 #include <signal.h>
@@ -14,19 +21,18 @@
 #include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #define HOOKS "etc/torpor/wake.d" /* these paths are relative to the function's root */
+#define NAMES_INSIDE "run/torpor"
 #define HOOK_TIMEOUT_MS 10000
 #define HOSTS_MARK "# torpor"
 
-static int fail(int report_fd, const char *what)
-{
-    report(report_fd, FAULT_GUEST, "%s: %s", what, strerror(errno));
-    return EXIT_FAILURE;
-}
+static const char *const linked_names[] = {"hostname", "hosts"};
+#define LINKED_NAMES (sizeof linked_names / sizeof *linked_names)
 
 /* 0, or -1 with errno set. */
 int set_clock(uint64_t time_ns)
@@ -38,8 +44,8 @@ int set_clock(uint64_t time_ns)
 }
 
 /* Credit the host's bytes to the pool and reseed at once: the next random number in this guest
- * depends on them (random(4)). */
-static int add_entropy(int report_fd, const struct wake *wake)
+ * depends on them (random(4)). 0, or -1 with errno set. */
+static int add_entropy(const struct wake *wake)
 {
     struct {
         int entropy_count;
@@ -48,69 +54,196 @@ static int add_entropy(int report_fd, const struct wake *wake)
     } pool = {.entropy_count = (int)wake->entropy_bytes * 8, .buf_size = (int)wake->entropy_bytes};
     int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
 
-    memcpy(pool.bytes, wake->entropy, wake->entropy_bytes);
-    if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) != 0 || ioctl(fd, RNDRESEEDCRNG) != 0)
-        return fail(report_fd, "entropy");
-    return close(fd);
-}
-
-/* A reader sees the old file or the new one, never half of one. */
-static int replace_file(int report_fd, const char *path, const char *text)
-{
-    char temporary[128];
-
-    snprintf(temporary, sizeof temporary, "%s.torpor", path);
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0)
-        return fail(report_fd, path);
-    bool written = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-    if (close(fd) != 0 || !written || rename(temporary, path) != 0)
-        return fail(report_fd, path);
-    return 0;
+        return -1;
+    memcpy(pool.bytes, wake->entropy, wake->entropy_bytes);
+    int result = ioctl(fd, RNDADDENTROPY, &pool) == 0 ? ioctl(fd, RNDRESEEDCRNG) : -1;
+    close(fd);
+    return result;
 }
 
-/* The hosts file without an earlier host name of ours, and with the one given. */
-static int write_hosts(int report_fd, const char *hostname)
+/* What fails, with errno set, or NULL. */
+static const char *change_kernel(const struct wake *wake)
+{
+    const char *hostname = wake->identity.hostname;
+
+    if (set_clock(wake->time_ns) != 0)
+        return "clock";
+    if (add_entropy(wake) != 0)
+        return "entropy";
+    return sethostname(hostname, strlen(hostname)) == 0 ? NULL : "host name";
+}
+
+/* A reader sees the old file or the new one, never half of one. 0, or -1 with errno set. */
+static int replace_file(int directory, const char *name, const char *text)
+{
+    char temporary[64];
+
+    snprintf(temporary, sizeof temporary, ".%s", name);
+    int fd = openat(directory, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return -1;
+    bool written = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    if (close(fd) != 0 || !written)
+        return -1;
+    return renameat(directory, temporary, directory, name);
+}
+
+/* The hosts file `old`, which is closed, without an earlier host name of ours and with this one. */
+static int write_hosts(int names, int old, const char *hostname)
 {
     char *text = NULL;
     char *line = NULL;
     size_t size = 0;
     size_t line_bytes = 0;
     bool has_localhost = false;
-    FILE *old = fopen("etc/hosts", "re");
-    FILE *new = open_memstream(&text, &size);
+    FILE *from = old < 0 ? NULL : fdopen(old, "re");
+    FILE *to = open_memstream(&text, &size);
 
-    while (old && getline(&line, &line_bytes, old) > 0) {
+    while (from && getline(&line, &line_bytes, from) > 0) {
         if (strstr(line, HOSTS_MARK))
             continue;
         has_localhost = has_localhost || strstr(line, "localhost");
         line[strcspn(line, "\n")] = '\0';
-        fprintf(new, "%s\n", line);
+        fprintf(to, "%s\n", line);
     }
     if (!has_localhost)
-        fprintf(new, "127.0.0.1 localhost\n::1 localhost\n");
-    fprintf(new, GUEST_ADDRESS " %s " HOSTS_MARK "\n", hostname);
-    fclose(new);
-    if (old)
-        fclose(old);
-    return replace_file(report_fd, "etc/hosts", text);
+        fprintf(to, "127.0.0.1 localhost\n::1 localhost\n");
+    fprintf(to, GUEST_ADDRESS " %s " HOSTS_MARK "\n", hostname);
+    fclose(to);
+    if (from)
+        fclose(from);
+    int result = replace_file(names, "hosts", text);
+    free(line);
+    free(text);
+    return result;
 }
 
-/* Host name and instance id as files below the working directory, which is the function's root. */
-int write_identity(int report_fd, const struct identity *identity)
+static int open_names(void)
+{
+    char path[PATH_MAX];
+
+    if (mode.in_vm)
+        return open(NAMES, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    snprintf(path, sizeof path, "%s/run", mode.root);
+    mkdir(path, 0755);
+    snprintf(path, sizeof path, "%s/" NAMES_INSIDE, mode.root);
+    mkdir(path, 0755);
+    return open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+static const char *write_names(const struct identity *identity)
 {
     char text[sizeof identity->instance + 1];
+    const char *failed = NULL;
+    int names = open_names();
 
-    mkdir("etc", 0755);
-    mkdir("run", 0755);
-    mkdir("run/torpor", 0755);
+    if (names < 0)
+        return "names";
     snprintf(text, sizeof text, "%s\n", identity->instance);
-    if (replace_file(report_fd, "run/torpor/instance-id", text) != 0)
-        return EXIT_FAILURE;
+    if (replace_file(names, "instance-id", text) != 0)
+        failed = "instance id";
     snprintf(text, sizeof text, "%s\n", identity->hostname);
-    if (replace_file(report_fd, "etc/hostname", text) != 0)
-        return EXIT_FAILURE;
-    return write_hosts(report_fd, identity->hostname);
+    if (!failed && replace_file(names, "hostname", text) != 0)
+        failed = "host name";
+    int old = openat(names, "hosts", O_RDONLY | O_CLOEXEC);
+    if (!failed && write_hosts(names, old, identity->hostname) != 0)
+        failed = "hosts";
+    close(names);
+    return failed;
+}
+
+/* What of a wake needs no child. What fails, with errno set, or NULL. */
+const char *wake_up(const struct wake *wake)
+{
+    const char *failed = mode.in_vm ? change_kernel(wake) : NULL;
+
+    return failed ? failed : write_names(&wake->identity);
+}
+
+static void target_of(const char *name, char *target, size_t target_bytes)
+{
+    snprintf(target, target_bytes, "../" NAMES_INSIDE "/%s", name);
+}
+
+static bool is_linked(int etc, const char *name)
+{
+    char wanted[64];
+    char found[64];
+
+    target_of(name, wanted, sizeof wanted);
+    ssize_t length = readlinkat(etc, name, found, sizeof found);
+    return length == (ssize_t)strlen(wanted) && memcmp(found, wanted, (size_t)length) == 0;
+}
+
+/* A directory of the function's root, found as from inside it (openat2(2)). */
+static int open_in_root(const char *path)
+{
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
+    int root = open(mode.root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int found = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    int why = errno;
+
+    if (root >= 0)
+        close(root);
+    errno = why;
+    return found;
+}
+
+/* Whether there are hooks, or a link is missing. */
+bool wake_needs_child(void)
+{
+    int hooks = open_in_root(HOOKS);
+    bool needs = hooks >= 0 || errno != ENOENT;
+    int etc = needs ? -1 : open_in_root("etc");
+
+    for (size_t i = 0; i < LINKED_NAMES; i++)
+        needs = needs || !is_linked(etc, linked_names[i]);
+    if (hooks >= 0)
+        close(hooks);
+    if (etc >= 0)
+        close(etc);
+    return needs;
+}
+
+static int fail(int report_fd, const char *what)
+{
+    report(report_fd, FAULT_GUEST, "%s: %s", what, strerror(errno));
+    return EXIT_FAILURE;
+}
+
+static int link_name(int etc, const char *name)
+{
+    char target[64];
+    char temporary[64];
+
+    target_of(name, target, sizeof target);
+    snprintf(temporary, sizeof temporary, ".%s.torpor", name);
+    unlinkat(etc, temporary, 0);
+    if (symlinkat(target, etc, temporary) != 0)
+        return -1;
+    return renameat(etc, temporary, etc, name);
+}
+
+/* Make the links that are missing; a hosts file that is there, the image's or one that the function
+ * has put there, goes on with our line. */
+static int link_names(int report_fd, const char *hostname)
+{
+    mkdir("etc", 0755);
+    int etc = open("etc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int names = open(NAMES_INSIDE, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+    for (size_t i = 0; i < LINKED_NAMES; i++) {
+        const char *name = linked_names[i];
+        if (is_linked(etc, name))
+            continue;
+        int old = strcmp(name, "hosts") == 0 ? openat(etc, name, O_RDONLY | O_CLOEXEC) : -1;
+        if ((old >= 0 && write_hosts(names, old, hostname) != 0) || link_name(etc, name) != 0)
+            return fail(report_fd, name);
+    }
+    close(etc);
+    close(names);
+    return 0;
 }
 
 static void exec_hook(const char *path)
@@ -178,24 +311,13 @@ static int run_hooks(int report_fd, const char *instance)
     return 0;
 }
 
-static int change_kernel(int report_fd, const struct wake *wake)
-{
-    const char *hostname = wake->identity.hostname;
-
-    if (set_clock(wake->time_ns) != 0)
-        return fail(report_fd, "clock");
-    if (add_entropy(report_fd, wake) != 0)
-        return EXIT_FAILURE;
-    return sethostname(hostname, strlen(hostname)) == 0 ? 0 : fail(report_fd, "host name");
-}
-
-int wake_up(int report_fd, const void *argument)
+/* The rest of a wake, in a child. */
+int finish_wake(int report_fd, const void *argument)
 {
     const struct wake *wake = argument;
 
     umask(022);
-    if ((mode.in_vm && change_kernel(report_fd, wake) != 0) || enter_root(report_fd) != 0
-        || write_identity(report_fd, &wake->identity) != 0)
+    if (enter_root(report_fd) != 0 || link_names(report_fd, wake->identity.hostname) != 0)
         return EXIT_FAILURE;
     return run_hooks(report_fd, wake->identity.instance);
 }
