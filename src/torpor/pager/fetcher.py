@@ -126,15 +126,18 @@ class Fetcher:
         for thread in self._threads:
             thread.start()
 
-    def fetch(self, chunks: Iterable[Chunk], priority: Priority) -> dict[bytes, bytes]:
+    def fetch(
+        self, chunks: Iterable[Chunk], priority: Priority, *, beside: Iterable[Chunk] = ()
+    ) -> dict[bytes, bytes]:
         """The content of chunks by id, verified; blocks until all are here.
 
-        A chunk that is on its way already is waited for, made more urgent if this is. Raises what
-        kept one from coming when the deadline is over (DeadlineExceeded naming the object), or at
-        once what no repetition mends: Damaged, ObjectMissing, StoreDenied, Incompatible.
+        A chunk that is on its way already is waited for, made more urgent if this is. What lies
+        `beside` them comes with the same requests and is not waited for. Raises what kept one from
+        coming when the deadline is over (DeadlineExceeded naming the object), or at once what no
+        repetition mends: Damaged, ObjectMissing, StoreDenied, Incompatible.
         """
         until_s = time.monotonic() + self._deadline_s
-        wants = self.ask(chunks, priority)
+        wants = self.ask(chunks, priority, beside=beside)
         for want in wants:
             if not want.done.wait(max(0.0, until_s - time.monotonic())):
                 raise self._too_late(want)
@@ -146,11 +149,15 @@ class Fetcher:
             found[want.chunk.chunk_id] = want.content
         return found
 
-    def ask(self, chunks: Iterable[Chunk], priority: Priority) -> list[_Want]:
-        """Queue chunks without waiting for them."""
+    def ask(
+        self, chunks: Iterable[Chunk], priority: Priority, *, beside: Iterable[Chunk] = ()
+    ) -> list[_Want]:
+        """Queue chunks without waiting for them; those `beside` them are not among the wants."""
         now_s = time.monotonic()
         with self._condition:
             wants = [self._ask(chunk, priority, now_s) for chunk in chunks]
+            for chunk in beside:
+                self._ask(chunk, Priority.HYDRATION, now_s)
             self._condition.notify(len(wants))
         return wants
 
@@ -247,7 +254,7 @@ class Fetcher:
         with self._condition:
             self._counts["requests"] += 1
             self._counts["bytes"] += len(data)
-        for want in batch:
+        for want in sorted(batch, key=lambda want: want.priority):  # what is waited for first
             place = want.chunk.offset - begin
             self._open(want, memoryview(data)[place : place + want.chunk.length])
 

@@ -33,6 +33,7 @@ from torpor.host.process import ProcessId
 from torpor.pager import control, process
 from torpor.pager.logs import BoundedLog
 from torpor.pager.pager import Limits
+from torpor.snapshot.windows import WINDOW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,6 @@ _DIE_S: Final = 10.0
 _ENDING: Final = {signal.SIGTERM, signal.SIGINT}
 _ENDED: Final = "ended"
 _DESCRIPTORS: Final = 4
-READ_AHEAD_BYTES: Final = 64 * 1024
 
 log = logging.getLogger("torpor.pager")
 
@@ -154,7 +154,7 @@ class Keeper:
     def _begin(self) -> tuple[Connection, socket.socket, None]:
         self._places.mount.mkdir(exist_ok=True)
         connection = Connection.mount(
-            self._places.mount, descriptors=_DESCRIPTORS, read_ahead_bytes=READ_AHEAD_BYTES
+            self._places.mount, descriptors=_DESCRIPTORS, read_ahead_bytes=WINDOW_BYTES
         )
         try:
             return connection, control.listen(self._places.directory), None

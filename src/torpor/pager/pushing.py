@@ -219,7 +219,7 @@ class Pusher:
                     return
                 with contextlib.suppress(FileNotFoundError):  # nobody has opened the file
                     self._server.store(node, window * WINDOW_BYTES, piece)
-                    self._count(file, -(-len(piece) // WINDOW_BYTES))
+                    self._count(file, range(window, window - (-len(piece) // WINDOW_BYTES)))
 
     def _open(self, record: SegmentRecord, sealed: memoryview, file: StoredFile) -> bytes:
         key = self._wake.link.key
@@ -228,11 +228,11 @@ class Pusher:
         except Damaged as error:
             raise damaged(key, str(error)) from None
 
-    def _count(self, file: StoredFile, windows: int) -> None:
+    def _count(self, file: StoredFile, windows: range) -> None:
         with self._lock:
             self.counters.first_s = self.counters.first_s or time.monotonic()
-            self.counters.windows += windows
-            file.counters.pushed += windows
+            self.counters.windows += len(windows)
+        file.note_pushed(windows)
 
     def _read(self, batch: Sequence[SegmentRecord]) -> tuple[bytes, bool]:
         """A batch from this node's copy if all of it is right there, else from the store.

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import TorporError
 from torpor.host.fuse.files import Tree
 from torpor.pager.expected import Arrival, Expected
-from torpor.pager.fetcher import Chunk, Fetcher, Priority
+from torpor.pager.fetcher import GAP_BYTES, Chunk, Fetcher, Priority
 from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.repository import pack_key
-from torpor.snapshot.windows import WINDOW_BYTES, window_length
+from torpor.snapshot.windows import WINDOW_BYTES, count_windows, window_length
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torpor.host.fuse.files import Buffer, Call, Data, Node
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _ZEROS: Final = bytes(WINDOW_BYTES)
 _EXPECT_S: Final = 0.5
+_BESIDE_WINDOWS: Final = 7
 
 log = logging.getLogger("torpor.pager")
 
@@ -84,6 +85,9 @@ class StoredFile:
     """Windows that a push brings, until they are in the page cache: they need no map."""
     _refuses: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._pushed = bytearray(count_windows(self.size_bytes))
 
     @property
     def map(self) -> FileMap:
@@ -141,6 +145,13 @@ class StoredFile:
         self._refuses = False
         if arriving and self.arriving.done() and self.arriving.exception() is not None:
             self.arriving = arriving()
+
+    def note_pushed(self, windows: Sequence[int]) -> None:
+        """These were put into the page cache: nobody will read them for long."""
+        with self._lock:
+            self.counters.pushed += len(windows)
+            for window in windows:
+                self._pushed[window] = True
 
     def chunk(self, entry: Entry) -> Chunk:
         """What the fetcher needs to know of a window."""
@@ -208,9 +219,30 @@ class StoredFile:
         if self._refuses:
             raise OSError(self.failure)
         try:
-            return self.fetcher.fetch(map(self.chunk, missing.values()), Priority.DEMAND)
+            return self.fetcher.fetch(
+                map(self.chunk, missing.values()),
+                Priority.DEMAND,
+                beside=map(self.chunk, self._beside(missing)),
+            )
         except TorporError as error:
             raise self._failed(min(missing), error) from None
+
+    def _beside(self, missing: dict[int, Entry]) -> Iterator[Entry]:
+        """What follows the last of them, in the store too, and is not here: it costs no request."""
+        if self.cache is None:  # nothing would keep it
+            return
+        window, last = max(missing.items())
+        after = range(window + 1, min(window + 1 + _BESIDE_WINDOWS, len(self._pushed)))
+        coming = self.expected.among(after)
+        for number in after:
+            entry = self.map.get(number)
+            if entry is None or self._pushed[number] or number in coming or self.is_here(entry):
+                continue
+            place, end = entry.location, last.location.offset + last.location.length
+            if place.pack != last.location.pack or not 0 <= place.offset - end <= GAP_BYTES:
+                return
+            yield entry
+            last = entry
 
     def _check(self, window: int, content: Buffer, entry: Entry | None) -> None:
         expected = window_length(window, self.size_bytes)

@@ -46,8 +46,8 @@ def test_many_who_want_the_same(store: Ranges, make_fetcher: MakeFetcher) -> Non
     asked = threading.Semaphore(0)
 
     class Watched(Fetcher):
-        def ask(self, *arguments: object) -> list[object]:  # type: ignore[override]
-            wants = super().ask(*arguments)  # type: ignore[arg-type]
+        def ask(self, *arguments: object, **more: object) -> list[object]:  # type: ignore[override]
+            wants = super().ask(*arguments, **more)  # type: ignore[arg-type]
             asked.release()
             return wants  # type: ignore[return-value]
 
