@@ -92,7 +92,7 @@ def test_what_is_pushed_is_never_asked_for(home: PagerHome) -> None:
 
 
 def test_a_fault_brings_little(home: PagerHome) -> None:
-    """One touched byte of a private mapping asks for no more than four windows."""
+    """One touched byte of a private mapping asks for no more than two windows."""
     home.publish(windows=range(256))
     served = home.open(push=False)
     with home.known(served) as opened:
@@ -100,7 +100,7 @@ def test_a_fault_brings_little(home: PagerHome) -> None:
         memory[100 * WINDOW_BYTES]
         memory.close()
     counted = home.counted("f")
-    assert 1 <= counted["store"] <= 4
+    assert 1 <= counted["store"] <= 2
 
 
 @pytest.mark.minio
