@@ -75,10 +75,12 @@ class Arrivals:
         pull raises.
         """
         here = None
-        if not await in_thread(self._remote.newer, reference):
+        newer = await in_thread(self._remote.newer, reference)
+        if newer is None:
             here = await in_thread(self._catalogue.find, reference, expect=expect)
         if here is None:
-            return await self._from_store(reference, timeline, expect)
+            ref = b"" if newer is None else newer.ref
+            return await self._from_store(reference, timeline, expect, ref)
         if here.served is None:
             return Arrival(Coming.of(here))
         return await self._arrive(
@@ -88,13 +90,13 @@ class Arrivals:
         )
 
     async def _from_store(
-        self, reference: str, timeline: Timeline, expect: Digest | None
+        self, reference: str, timeline: Timeline, expect: Digest | None, ref: bytes
     ) -> Arrival:
         def pull() -> LocalSnapshot:
             return took(self._exchange.pull(reference, expect=expect)[0].snapshot)
 
         def begin() -> Coming:
-            coming = self._exchange.begin(reference, expect=expect, timeline=timeline)
+            coming = self._exchange.begin(reference, expect=expect, timeline=timeline, ref=ref)
             return replace(coming, complete=lambda: took(coming.complete()))
 
         def took(snapshot: LocalSnapshot) -> LocalSnapshot:

@@ -134,14 +134,19 @@ class Exchange:
             return self._keep(reference, digest, manifest), report
 
     def begin(
-        self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
+        self,
+        reference: str,
+        *,
+        expect: Digest | None = None,
+        timeline: Timeline | None = None,
+        ref: bytes = b"",
     ) -> Coming:
         """Have the pager open a snapshot of the store, which becomes its name here as in `pull`.
 
-        The caller holds the files lock shared until it is complete. `timeline` as in
+        The caller holds the files lock shared until it is complete. `timeline` and `ref` as in
         `Paging.begin`.
         """
-        coming = self._paging.begin(reference, expect=expect, timeline=timeline)
+        coming = self._paging.begin(reference, expect=expect, timeline=timeline, ref=ref)
 
         def complete() -> LocalSnapshot:
             snapshot = coming.complete()

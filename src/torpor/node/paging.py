@@ -106,10 +106,16 @@ class Paging:
         return self.begin(reference).complete()
 
     def begin(
-        self, reference: str, *, expect: Digest | None = None, timeline: Timeline | None = None
+        self,
+        reference: str,
+        *,
+        expect: Digest | None = None,
+        timeline: Timeline | None = None,
+        ref: bytes = b"",
     ) -> Coming:
         """Begin to open a snapshot: what its ref says is enough to start a VM from its files.
 
+        `ref` is that ref's object, if it was just read.
         `timeline` gets the pager's start and what it did as parts of its step `open`. The caller
         holds the files lock shared until it is complete. Raises what a pull raises, and HostUnfit.
         """
@@ -118,7 +124,9 @@ class Paging:
         began_s = time.monotonic()
         self.client.ensure()
         timeline.add_part("pager start", began_s, time.monotonic(), of="open")
-        begun = self.client.begin(reference, source, expect=expect, here=here, push=self.pushes)
+        begun = self.client.begin(
+            reference, source, expect=expect, here=here, push=self.pushes, ref=ref
+        )
 
         def complete() -> LocalSnapshot:
             spans = self.client.complete(begun.digest)

@@ -44,6 +44,13 @@ class Before:
     own: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Newer:
+    """What the store has under a name is to be fetched: `ref` is its object, if that was read."""
+
+    ref: bytes = b""
+
+
 class Remote:
     """What one node knows of the store's refs. Blocking; any thread.
 
@@ -117,20 +124,20 @@ class Remote:
             self.want(name, "", known=known)
         return bool(known)
 
-    def newer(self, reference: str) -> bool:
-        """Whether a cold start must fetch the reference from the store: asked before each.
+    def newer(self, reference: str) -> Newer | None:
+        """What a cold start must fetch of the store, if anything: asked before each.
 
         A function that was deleted in the store is forgotten here. A store that does not answer
         soon is not waited for if this node has something of that name, and not asked again for a
         while. Raises NotFound that says so, StoreError.
         """
         if not self.active or not is_name(reference):
-            return False
+            return None
         row, local = self.rows.get(reference), self._parts.journal.ref(reference)
         if row is not None and row.state == "pending":
             if not row.wanted:
                 raise NotFound(f"{reference!r} was removed on this node")
-            return local is None
+            return Newer() if local is None else None
         try:
             with self._asking(may_wait=local is None) as repository:
                 stored = repository.read_ref(reference)
@@ -139,9 +146,10 @@ class Remote:
                 raise
             log.warning("woken without asking the store name=%s error=%s", reference, error)
             self._parts.events.publish("store.unreachable", reference, error=str(error))
-            return False
+            return None
         if stored is not None:
-            return local is None or local.digest != stored.record.snapshot
+            is_other = local is None or local.digest != stored.record.snapshot
+            return Newer(stored.sealed) if is_other else None
         if local is not None and row is not None:
             self._parts.journal.drop_ref(reference)
             self.rows.forget(row)
@@ -150,7 +158,7 @@ class Remote:
                 reason="another node removed it, so it is gone here too",
                 hint="deploy it again, here or there",
             )
-        return False
+        return None
 
     @contextlib.contextmanager
     def _asking(self, *, may_wait: bool) -> Iterator[Repository]:

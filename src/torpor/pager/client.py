@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import select
@@ -94,8 +95,12 @@ class PagerClient:
         expect: Digest | None = None,
         here: Sequence[str] = (),
         push: bool = True,
+        ref: bytes = b"",
     ) -> Served:
-        """Begin to open a snapshot: its files are served, but it is not among the node's yet."""
+        """Begin to open a snapshot: its files are served, but it is not among the node's yet.
+
+        `ref` is its ref's object, if that was just read.
+        """
         answer = self._ask(
             "begin",
             start=True,
@@ -104,6 +109,7 @@ class PagerClient:
             expect=expect,
             here=list(here),
             push=push,
+            ref=base64.b64encode(ref).decode(),
         )
         files = {
             name: self._places.mount.joinpath(*parts) for name, parts in answer["files"].items()

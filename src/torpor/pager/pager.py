@@ -116,6 +116,7 @@ class Pager:
         expect: Digest | None,
         here: Sequence[str],
         push: bool,
+        ref: bytes = b"",
     ) -> dict[str, Any]:
         """Begin to open a snapshot by ref or digest, for a VM that is started meanwhile.
 
@@ -123,13 +124,13 @@ class Pager:
         is still to come. `outline` is what the ref says of its manifest, as JSON. It is empty when
         the ref says nothing, for a digest, and for what is open already: then `complete` answers at
         once. The images in `here` are the node's own business; without `push` the working set is
-        left to demand. One that is open already stays as it is, but what could not be had of it is
-        asked for again. Raises what `opening` raises.
+        left to demand; `ref` is its ref's object if that was just read. One that is open stays
+        as it is, but what could not be had of it is asked for again. Raises what `opening` raises.
         """
         opened_source, spans = self._source(source), Spans()
         self._trace("opening")
         with spans.span("resolve"):
-            found = opened_source.repository.resolve(reference, expect=expect)
+            found = opened_source.repository.resolve(reference, expect=expect, ref=ref)
         digest, outline = found.digest, found.ref.outline if found.ref else None
         turn: threading.Lock | None = self._take_turn(digest)
         try:

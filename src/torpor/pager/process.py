@@ -7,6 +7,7 @@ killed, even while other threads are stuck in the kernel (see `host.fuse.connect
 from __future__ import annotations
 
 import array
+import base64
 import logging
 import os
 import signal
@@ -171,6 +172,7 @@ class _Clients:
         expect: str | None,
         here: list[str],
         push: bool,
+        ref: str = "",
     ) -> dict[str, Any]:
         return self._pager.begin(
             reference,
@@ -178,6 +180,7 @@ class _Clients:
             expect=None if expect is None else Digest(expect),
             here=here,
             push=push,
+            ref=base64.b64decode(ref),
         )
 
     def _stop(self) -> dict[str, Any]:

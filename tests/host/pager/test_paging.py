@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.pagers import PagerHome, sha256_of
-from torpor.errors import NotFound
+from torpor.errors import Damaged, NotFound
 from torpor.snapshot.local import LocalSnapshots
+from torpor.snapshot.repository.repository import Repository
 from torpor.snapshot.windows import WINDOW_BYTES
+from torpor.store.stack import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +69,28 @@ def test_the_snapshot_is_the_nodes(home: PagerHome) -> None:
     assert not disk.exists()
     with pytest.raises(NotFound, match="no-such-thing"):
         home.open("no-such-thing")
+
+
+def test_a_ref_that_was_just_read_is_not_read_again(home: PagerHome) -> None:
+    """Its object is enough, and checked like any other: for its name, and whether it is whole."""
+    home.publish("f")
+    repository = Repository(open_store(home.settings), home.keyring)
+    ref = repository.read_ref("f")
+    assert ref is not None
+
+    def requests_of(name: str, sealed: bytes) -> int:
+        home.client.ensure()
+        before = home.client.counters()["store"]["requests"]
+        begun = home.client.begin(name, home.source, push=False, ref=sealed)
+        home.client.complete(begun.digest)
+        after = home.client.counters()["store"]["requests"]
+        home.client.close(begun.digest)
+        return int(after - before)
+
+    assert requests_of("f", ref.sealed) == requests_of("f", b"") - 1
+    for name, sealed in (("g", ref.sealed), ("f", ref.sealed[:-1] + b"?")):
+        with pytest.raises(Damaged, match=f"object refs/{name} in the store is damaged"):
+            requests_of(name, sealed)
 
 
 def test_what_is_pushed_is_never_asked_for(home: PagerHome) -> None:

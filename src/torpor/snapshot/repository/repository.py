@@ -110,23 +110,11 @@ class Repository:
             return BrokenRef(etag)
 
     def _read_ref(self, name: str, keyring: Keyring) -> StoredRef | None:
-        key = ref_key(name)
         try:
-            data, etag = self.store.get(key, limit_bytes=longest_object(Kind.REF))
+            data, etag = self.store.get(ref_key(name), limit_bytes=longest_object(Kind.REF))
         except ObjectMissing:
             return None
-        record, domain = unseal(keyring, key, data, RefRecord)
-        if record.name != name:
-            raise damaged(key, f"it was written for the name {record.name!r}")
-        check_ref(key, record)
-        outline = None
-        if record.outline or record.images:
-            try:
-                outline = decode_outline(record.outline, record.snapshot)
-            except Damaged as error:
-                raise damaged(key, str(error)) from None
-            check_images(key, outline, record.images)
-        return StoredRef(record, etag, domain, outline)
+        return _open_ref(name, keyring, data, etag)
 
     def write_ref(
         self,
@@ -180,12 +168,15 @@ class Repository:
 
     # snapshots
 
-    def resolve(self, reference: str, *, expect: Digest | None = None) -> Resolved:
+    def resolve(
+        self, reference: str, *, expect: Digest | None = None, ref: bytes = b""
+    ) -> Resolved:
         """The snapshot that a ref or a whole digest means, with `expect` only that: Conflict.
 
-        Raises NotFound; Damaged and the like when what there is of it cannot be used.
+        `ref` is the ref's object if it was just read: the store is not asked then. Raises NotFound;
+        Damaged and the like when what there is of it cannot be used.
         """
-        found = self._resolve(reference)
+        found = self._resolve(reference, ref)
         if expect is not None and found.digest != expect:
             raise Conflict(
                 f"{reference} points to snapshot {found.digest[:12]}, not to {expect[:12]}",
@@ -194,7 +185,7 @@ class Repository:
             )
         return found
 
-    def _resolve(self, reference: str) -> Resolved:
+    def _resolve(self, reference: str, sealed: bytes) -> Resolved:
         if len(reference) == 64:
             problems: list[DataError] = []
             found = self.find_snapshot(parse_digest(reference), problems=problems)
@@ -204,7 +195,8 @@ class Repository:
                     hint="push it from a node that has it",
                 )
             return Resolved(found.digest, found.link)
-        ref = self.read_ref(parse_name(reference, what="ref name"))
+        name = parse_name(reference, what="ref name")
+        ref = _open_ref(name, self.keyring, sealed, "") if sealed else self.read_ref(name)
         if ref is None:
             raise NotFound(
                 f"there is no {reference!r}, neither on this node nor in the store",
@@ -441,3 +433,19 @@ def lost_race(name: str, now: StoredRef | BrokenRef | None) -> Conflict:
         reason=reason,
         hint="look at that one first; pushing again replaces it",
     )
+
+
+def _open_ref(name: str, keyring: Keyring, data: bytes, etag: str) -> StoredRef:
+    key = ref_key(name)
+    record, domain = unseal(keyring, key, data, RefRecord)
+    if record.name != name:
+        raise damaged(key, f"it was written for the name {record.name!r}")
+    check_ref(key, record)
+    outline = None
+    if record.outline or record.images:
+        try:
+            outline = decode_outline(record.outline, record.snapshot)
+        except Damaged as error:
+            raise damaged(key, str(error)) from None
+        check_images(key, outline, record.images)
+    return StoredRef(record, etag, data, domain, outline)

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 class StoredRef:
     """A ref and the tag of the object that it was read from.
 
-    `outline` is what it says of the snapshot's manifest, see `RefRecord`.
+    `outline` is what it says of the snapshot's manifest, see `RefRecord`; `sealed` are the bytes of
+    its object.
     """
 
     record: RefRecord
     etag: str
+    sealed: bytes
     domain: Domain
     outline: Manifest | None
 
