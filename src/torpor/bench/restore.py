@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _NAME = "bench-restore"
 _REMOTE_COLD: Final = {"hello": at_most(1.5), "ledger": at_most(2.0), "thumbs": at_most(2.0)}
-_WHOLE_FILE: Final = {"hello": at_least(5)}
+_WHOLE_FILE: Final = dict.fromkeys(_REMOTE_COLD, at_least(5))
 _FETCHED_SHARE: Final = "first_response_bytes/nonzero_bytes"
 
 

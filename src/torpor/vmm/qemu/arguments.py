@@ -59,12 +59,17 @@ def machine_arguments(
 
 
 def kernel_arguments(config: VmConfig) -> list[str]:
-    """The kernel. A restored guest never reads it, but QEMU's board wants it in both cases."""
+    """The kernel that a VM boots."""
     return [
         *("-kernel", str(config.kernel)),
         *("-initrd", str(config.initramfs)),
         *("-append", config.command_line),
     ]
+
+
+def restored_kernel_arguments(head: Path) -> list[str]:
+    """What a restored guest never reads, but QEMU's board wants."""
+    return ["-kernel", str(head)]
 
 
 def device_arguments(config: VmConfig) -> list[str]:

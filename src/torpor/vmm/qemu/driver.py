@@ -19,6 +19,7 @@ from torpor.host.tsc import measure_tsc_khz
 from torpor.snapshot.manifest import Platform
 from torpor.vmm.interface import Driver, VmConfig, Vmm, VmmState, WrittenMemory
 from torpor.vmm.qemu import arguments
+from torpor.vmm.qemu.kernel_head import write_kernel_head
 from torpor.vmm.qemu.models import check_model
 from torpor.vmm.qemu.monitor import Monitor
 from torpor.vmm.written import WrittenCopy, copy_written_memory
@@ -36,6 +37,7 @@ _CPU_MODELS: Final = {"tcg": "max", "kvm": "host"}
 _VERSION = re.compile(r"version (\d+\.\d+(?:\.\d+)?)")
 _SOCKET_NAME: Final = "qmp.sock"
 _STATE_NAME: Final = "s"
+_KERNEL_HEAD: Final = "kernel-head"
 _STALLED: Final = "io-error"
 """QEMU's state after a write that found the disk full (werror=enospc, its default)."""
 _ADOPTABLE: Final = {"running": VmmState.RUNNING, "paused": VmmState.PAUSED}
@@ -184,7 +186,8 @@ class QemuVmm(Vmm):
         return True
 
     async def _boot(self) -> None:
-        await self._launch(await in_thread(self._clock_arguments))
+        kernel = arguments.kernel_arguments(self.config)
+        await self._launch([*kernel, *await in_thread(self._clock_arguments)])
 
     def _clock_arguments(self) -> list[str]:
         """Under TCG, the rate of the counter that the guest sees, in place of -append's words.
@@ -198,7 +201,10 @@ class QemuVmm(Vmm):
         return ["-append", f"{self.config.command_line} tsc_early_khz={rate_khz}"]
 
     async def _start(self) -> None:
-        await self._launch(["-S", "-incoming", "defer"])
+        head = self.config.directory / _KERNEL_HEAD
+        await in_thread(write_kernel_head, self.config.kernel, head)
+        kernel = arguments.restored_kernel_arguments(head)
+        await self._launch([*kernel, "-S", "-incoming", "defer"])
 
     async def _load(self, vmstate: Path) -> None:
         monitor = await self._connected()
@@ -301,7 +307,6 @@ class QemuVmm(Vmm):
                     accelerator=self._accelerator,
                     cpu_model=self._cpu_model,
                 ),
-                *arguments.kernel_arguments(config),
                 *arguments.device_arguments(config),
                 *arguments.monitor_arguments(listener.fileno()),
                 *extra,
