@@ -31,7 +31,7 @@ demo: setup ## show the main job on two nodes
 test: setup-test ## all tests; the later ones run too when earlier ones fail
 	@status=0; \
 	TORPOR_TEST_RIGS=1 $(PYTEST) --durations=25 tests/kvm >$(KVM_LOG) 2>&1 & kvm=$$!; \
-	trap 'kill $$kvm' INT TERM; \
+	trap 'kill $$kvm 2>/dev/null; wait $$kvm; exit 130' INT TERM; \
 	nice $(PARALLEL) -m "not ($(HOST))" tests || status=$$?; \
 	$(PARALLEL) --own-hosts -m "($(HOST)) and not kvm" tests || status=$$?; \
 	wait $$kvm || status=$$?; cat $(KVM_LOG); \
