@@ -185,7 +185,7 @@ def test_wake_writes_the_identity(agent: RunningAgent) -> None:
 
 def test_files_put_in_place_of_names_give_way(agent: RunningAgent) -> None:
     """What a hosts file says is kept; it may be a file, or a link that leads out or nowhere."""
-    etc = agent.root / "etc"
+    etc, of_this_host = agent.root / "etc", Path("/etc/hosts").read_bytes()
     with agent.client() as client:
         wake(client)
         for number, put in enumerate(("file", "link out", "dangling link")):
@@ -201,7 +201,35 @@ def test_files_put_in_place_of_names_give_way(agent: RunningAgent) -> None:
             lines = (etc / "hosts").read_text().splitlines()
             assert lines[-1] == f"172.16.0.2 clone-{number} # torpor", put
             assert "10.0.0.9 db" in lines or put != "file"
-    assert "torpor" not in Path("/etc/hosts").read_text()
+    assert Path("/etc/hosts").read_bytes() == of_this_host
+
+
+def test_nothing_among_the_names_is_followed_or_waited_for(agent: RunningAgent) -> None:
+    """A pipe or a link where a name goes is replaced; what a link points to stays as it was."""
+    names, outside = agent.root / "run/torpor", agent.root / "outside"
+    outside.write_text("10.0.0.9 db\n")
+    with agent.client() as client:
+        for put in (os.mkfifo, lambda path: path.symlink_to(outside)):
+            wake(client)
+            for name in ("hosts", "hostname", ".hosts", ".hostname", ".instance-id"):
+                (names / name).unlink(missing_ok=True)
+                put(names / name)
+            wake(client, hostname="clone-2", instance_id="id-2")
+            assert (names / "instance-id").read_text() == "id-2\n"
+            assert (agent.root / "etc/hostname").read_text() == "clone-2\n"
+            assert "10.0.0.9 db" not in (agent.root / "etc/hosts").read_text()
+    assert outside.read_text() == "10.0.0.9 db\n"
+
+
+def test_names_that_cannot_be_written(agent: RunningAgent) -> None:
+    """The wake fails and says why; the next one is right again."""
+    (agent.root / "run/torpor/hostname").mkdir(parents=True)
+    with agent.client() as client:
+        with pytest.raises(GuestFailed, match="names in /run/torpor: Is a directory"):
+            wake(client)
+        (agent.root / "run/torpor/hostname").rmdir()
+        wake(client)
+    assert (agent.root / "etc/hostname").read_text() == "clone-1\n"
 
 
 def write_hook(root: Path, name: str, script: str, mode: int = 0o755) -> None:

@@ -74,22 +74,29 @@ static const char *change_kernel(const struct wake *wake)
     return sethostname(hostname, strlen(hostname)) == 0 ? NULL : "host name";
 }
 
-/* A reader sees the old file or the new one, never half of one. 0, or -1 with errno set. */
+/* A reader sees the old file or the new one, never half of one. What the function may have put there
+ * is neither followed nor waited for: this is not always a child. 0, or -1 with errno set. */
 static int replace_file(int directory, const char *name, const char *text)
 {
     char temporary[64];
+    ssize_t length = (ssize_t)strlen(text);
 
     snprintf(temporary, sizeof temporary, ".%s", name);
-    int fd = openat(directory, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    unlinkat(directory, temporary, 0);
+    int fd = openat(directory, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (fd < 0)
         return -1;
-    bool written = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-    if (close(fd) != 0 || !written)
-        return -1;
-    return renameat(directory, temporary, directory, name);
+    ssize_t written = write(fd, text, strlen(text));
+    close(fd);
+    if (written == length)
+        return renameat(directory, temporary, directory, name);
+    if (written >= 0)
+        errno = ENOSPC;
+    return -1;
 }
 
-/* The hosts file `old`, which is closed, without an earlier host name of ours and with this one. */
+/* The hosts file `old`, which is closed if there is one, without an earlier host name of ours and with
+ * this one. 0, or -1 with errno set. */
 static int write_hosts(int names, int old, const char *hostname)
 {
     char *text = NULL;
@@ -132,25 +139,38 @@ static int open_names(void)
     return open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-static const char *write_names(const struct identity *identity)
+/* The hosts file in a directory, or -1; of what else there may be of that name nothing. */
+static int open_hosts(int directory)
+{
+    struct stat found;
+    int fd = openat(directory, "hosts", O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+
+    if (fd >= 0 && (fstat(fd, &found) != 0 || !S_ISREG(found.st_mode))) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* 0, or -1 with errno set. */
+static int write_names(const struct identity *identity)
 {
     char text[sizeof identity->instance + 1];
-    const char *failed = NULL;
     int names = open_names();
 
     if (names < 0)
-        return "names";
+        return -1;
     snprintf(text, sizeof text, "%s\n", identity->instance);
-    if (replace_file(names, "instance-id", text) != 0)
-        failed = "instance id";
+    int result = replace_file(names, "instance-id", text);
     snprintf(text, sizeof text, "%s\n", identity->hostname);
-    if (!failed && replace_file(names, "hostname", text) != 0)
-        failed = "host name";
-    int old = openat(names, "hosts", O_RDONLY | O_CLOEXEC);
-    if (!failed && write_hosts(names, old, identity->hostname) != 0)
-        failed = "hosts";
+    if (result == 0)
+        result = replace_file(names, "hostname", text);
+    if (result == 0)
+        result = write_hosts(names, open_hosts(names), identity->hostname);
+    int why = errno;
     close(names);
-    return failed;
+    errno = why;
+    return result;
 }
 
 /* What of a wake needs no child. What fails, with errno set, or NULL. */
@@ -158,7 +178,9 @@ const char *wake_up(const struct wake *wake)
 {
     const char *failed = mode.in_vm ? change_kernel(wake) : NULL;
 
-    return failed ? failed : write_names(&wake->identity);
+    if (!failed && write_names(&wake->identity) != 0)
+        failed = "names in /" NAMES_INSIDE;
+    return failed;
 }
 
 static void target_of(const char *name, char *target, size_t target_bytes)
