@@ -117,7 +117,7 @@ async def test_eight_clones_differ_in_all_that_must(
 ) -> None:
     """Clones of one snapshot, made with the clock a year back, share no identity and no entropy.
 
-    Their clocks are right though each took three seconds to set it.
+    Their clocks are right though each wake was late, and set a clock of three seconds ago.
     """
     shifted = time.time_ns() - 365 * 86400 * 10**9
     monkeypatch.setattr(instance_module, "clock_ns", lambda: shifted)
@@ -147,7 +147,7 @@ _wake_at_once = AgentClient.wake
 
 def _wake_late(agent: AgentClient, *, time_ns: int, **more: Any) -> None:  # noqa: ANN401
     _wake_at_once(agent, time_ns=time_ns - 3 * 10**9, **more)
-    time.sleep(0.3)  # longer than a wake after which the clock is taken for right
+    time.sleep(1.2 * instance_module.CLOCK_LATE_S)
 
 
 async def test_stop_ends_the_process_and_logs_tell_the_console(node: Node) -> None:

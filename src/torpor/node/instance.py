@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from torpor.errors import (
     DeadlineExceeded,
@@ -54,7 +54,8 @@ T = TypeVar("T")
 
 _WAKE_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
-_CLOCK_LATE_S = 0.25
+CLOCK_LATE_S: Final = 0.25
+"""After a wake that takes longer the clock is set again."""
 _CLOCK_TRIES = 5
 
 
@@ -474,7 +475,7 @@ def _wake(agent: AgentClient, instance_id: str) -> None:
         instance_id=instance_id,
     )
     for _ in range(_CLOCK_TRIES):
-        if time.monotonic() - asked_at <= _CLOCK_LATE_S:
+        if time.monotonic() - asked_at <= CLOCK_LATE_S:
             return
         asked_at = time.monotonic()
         if not agent.set_clock(time_ns=clock_ns()):
