@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vm
 
 CLONES = ("private", "written", "rest", "capture", "pause and resume")
-MOST_BESIDE_PAGES_BYTES = {"qemu": 30_000_000, "firecracker": 12_000_000}
+MOST_BESIDE_PAGES_BYTES = {"qemu": 20_000_000, "firecracker": 12_000_000}
 
 
 async def test_clones(node: Node, record_property: Callable[[str, str], None]) -> None:
