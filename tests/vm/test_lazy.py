@@ -7,17 +7,20 @@ import json
 import os
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fixtures.commands import TORPOR
 from fixtures.nodes import ask, running
+from torpor.host.cancel import in_thread
 from torpor.node.invoke import Request
 from torpor.node.node import Node
+from torpor.pager.client import PagerClient
 
 if TYPE_CHECKING:
     from torpor.config import Settings
+    from torpor.pager.client import Served
 
 pytestmark = pytest.mark.vm
 
@@ -41,6 +44,27 @@ async def test_wakes_from_the_store(node: Node, lazy_settings: Settings) -> None
         assert opened["push"]["windows"] > 0
         assert opened["push"]["failure"] == ""
     assert not (lazy_settings.home / "pager").exists()
+
+
+async def test_remote_mode_reads_a_ref_once(
+    node: Node, lazy_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the node has read of a ref is what its pager opens: that is given it with the name."""
+    await node.push("hello")
+    given = []
+
+    def begin(client: PagerClient, *arguments: Any, **more: Any) -> Served:  # noqa: ANN401
+        given.append(more["ref"])
+        return begin_it(client, *arguments, **more)
+
+    begin_it = PagerClient.begin
+    monkeypatch.setattr(PagerClient, "begin", begin)
+    async with Node.open(replace(lazy_settings, snapshots="remote")) as other:
+        ref = await in_thread(other.exchange.repository().read_ref, "hello")
+        async with running(other, "hello") as instance:
+            assert (await ask(instance))["instance"] == instance.id
+    assert ref is not None
+    assert given == [ref.sealed]
 
 
 async def test_deploy_records_a_working_set(node: Node) -> None:

@@ -132,9 +132,10 @@ class Fetcher:
         """The content of chunks by id, verified; blocks until all are here.
 
         A chunk that is on its way already is waited for, made more urgent if this is. What lies
-        `beside` them comes with the same requests and is not waited for. Raises what kept one from
-        coming when the deadline is over (DeadlineExceeded naming the object), or at once what no
-        repetition mends: Damaged, ObjectMissing, StoreDenied, Incompatible.
+        `beside` them is not waited for: it comes with the same requests as far as those may grow,
+        the rest when nothing is more urgent. Raises what kept a chunk from coming when the deadline
+        is over (DeadlineExceeded naming the object), or at once what no repetition mends: Damaged,
+        ObjectMissing, StoreDenied, Incompatible.
         """
         until_s = time.monotonic() + self._deadline_s
         wants = self.ask(chunks, priority, beside=beside)

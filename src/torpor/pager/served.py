@@ -228,7 +228,7 @@ class StoredFile:
             raise self._failed(min(missing), error) from None
 
     def _beside(self, missing: dict[int, Entry]) -> Iterator[Entry]:
-        """What follows the last of them, in the store too, and is not here: it costs no request."""
+        """What follows the last of them, in the store too, and is not here: it fits its request."""
         if self.cache is None:  # nothing would keep it
             return
         window, last = max(missing.items())
