@@ -98,8 +98,13 @@ def pytest_runtest_makereport(
     return told
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests of level 1 measured, a line for each."""
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """What tests of level 1 measured, a line for each; and each VM that had to be started anew."""
+    if _SESSION in config.stash:
+        for line in config.stash[_SESSION].restarts:
+            terminalreporter.write_line(line, yellow=True)
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             if name == "measured":

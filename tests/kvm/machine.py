@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 MEMORY = "3G"
 RESULT_BYTES = 2 << 30
+PULSE_S = 0.5
+SILENT_S = 90.0
+"""It answers each beat of the pulse port as soon as it has its processor: seconds at the most."""
 _COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr cryptomgr.notests"
     # code is translated anew for each address that it has
@@ -41,6 +44,12 @@ class Level1:
     `on_output` gets what the job prints, `on_report` each message of the report port: both are
     called from threads of this object. `wait` returns when both have got everything. `processor` is
     a CPU model of QEMU's, to which SVM is added.
+
+    QEMU's SVM loses an interrupt now and then: `helper_vmrun` and `do_vmexit` of its
+    target/i386/tcg/sysemu/svm_helper.c change the word of requested interrupts without the lock
+    under which devices set bits in it. If that was the timer, a kernel that has programmed it for
+    one event waits for ever. The next interrupt of any device brings the lost one too, so level 1
+    gets one every PULSE_S; a level 1 that does not answer them for SILENT_S has stopped for good.
     """
 
     def __init__(
@@ -55,9 +64,17 @@ class Level1:
         self._job, self._work, self._processor = job, work, processor
         self._on_output, self._on_report = on_output, on_report
         self._threads: list[threading.Thread] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self._ports: dict[str, socket.socket] = {}
+        self._answered_at: float | None = None
         self.code: int | None = None
         """The exit code of the job once it ended; None if the VM ended before."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its kernel has stopped: it answered the pulse once, and does no longer."""
+        at = self._answered_at
+        return at is not None and time.monotonic() - at > SILENT_S
 
     @property
     def console(self) -> str:
@@ -71,7 +88,11 @@ class Level1:
         results = self._work / "results"
         with results.open("xb") as stream:
             stream.truncate(RESULT_BYTES)
-        ports = {"output": self._read_output, "report": self._read_reports}
+        ports = {
+            "output": self._read_output,
+            "report": self._read_reports,
+            "pulse": self._read_answers,
+        }
         with contextlib.ExitStack() as stack:
             arguments, descriptors = [], []
             for name, reader in ports.items():
@@ -80,6 +101,7 @@ class Level1:
                 descriptors.append(theirs.fileno())
                 arguments += _port(name, theirs.fileno())
                 self._threads.append(threading.Thread(target=reader, args=(ours,), name=name))
+                self._ports[name] = ours
             disks = [debian / "disk", python / "disk", run, results]
             command = [
                 *("setpriv", "--pdeathsig", "KILL"),
@@ -88,7 +110,7 @@ class Level1:
                 *arguments,
             ]
             said = stack.enter_context((self._work / "said").open("xb"))
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=descriptors
             )
         for thread in self._threads:
@@ -96,21 +118,24 @@ class Level1:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
         for thread in self._threads:
             thread.join()
 
     def wait(self, timeout_s: float, *, cancelled: threading.Event | None = None) -> bool:
-        """Whether the VM ended within the time, and before the event."""
-        assert self._process is not None
+        """Whether the VM ended within the time, before the event and before it was silent."""
+        assert self.process is not None
         deadline = time.monotonic() + timeout_s
-        while self._process.poll() is None:
-            if time.monotonic() > deadline or (cancelled is not None and cancelled.is_set()):
+        while self.process.poll() is None:
+            over = time.monotonic() > deadline or self.is_silent
+            if over or (cancelled is not None and cancelled.is_set()):
                 return False
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.5)
+                self.process.wait(PULSE_S)
+            with contextlib.suppress(OSError):  # it is full, because nobody reads; or QEMU is gone
+                self._ports["pulse"].send(b"\n", socket.MSG_DONTWAIT)
         for thread in self._threads:
             thread.join()
         return True
@@ -123,6 +148,11 @@ class Level1:
         with port:
             while data := _receive(port):
                 self._on_output(data)
+
+    def _read_answers(self, port: socket.socket) -> None:
+        with port:
+            while _receive(port):
+                self._answered_at = time.monotonic()
 
     def _read_reports(self, port: socket.socket) -> None:
         rest = b""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SHOWN = 4000
 
@@ -19,6 +22,8 @@ class Results:
         self._begun = ""
         self._output = b""
         self._end: str | None = None
+        self.restarts: list[str] = []
+        """What `restart` noted, for people."""
 
     def take_report(self, message: dict[str, Any]) -> None:
         """A message of `kvm.reporting`."""
@@ -36,6 +41,20 @@ class Results:
         """What pytest printed."""
         with self._changed:
             self._output = (self._output + data)[-_SHOWN:]
+
+    def missing(self, tests: Sequence[str]) -> list[str]:
+        """Those that have no result."""
+        with self._changed:
+            return [test for test in tests if not self._is_over(test)]
+
+    def restart(self) -> None:
+        """The VM stopped, and another one will run what is missing: forget what came of that."""
+        with self._changed:
+            over = {test: reports for test, reports in self._reports.items() if self._is_over(test)}
+            self._reports = defaultdict(list, over)
+            place = f"while {self._begun} ran" if self._begun else "before its first test"
+            self.restarts.append(f"level 1 stopped {place}; started anew")
+            self._begun, self._output = "", b""
 
     def end(self, why: str) -> None:
         """Nothing more will come."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 1200.0
 TEST_S = 600
+STARTS = 3
+"""A kernel of level 1 that stops is QEMU's fault: what it has not told is run anew."""
 _SHOWN = 3000
 
 
@@ -65,6 +68,11 @@ class KvmSession:
         """As Results.wait."""
         return self._results[group].wait(test)
 
+    @property
+    def restarts(self) -> list[str]:
+        """What was run anew, a line for each VM that had stopped."""
+        return [line for results in self._results.values() for line in results.restarts]
+
     def close(self) -> None:
         """End what runs."""
         self._closing.set()
@@ -75,26 +83,45 @@ class KvmSession:
         results = self._results[group]
         why = "the session ended"
         try:
-            with self._places, tempfile.TemporaryDirectory(prefix="torpor-kvm-") as work:
-                if not self._closing.is_set():
-                    why = self._run_in(Path(work), group, tests)
+            with self._places:
+                why = self._run_in_turn(group, tests)
         except Exception:
             why = f"level 1 cannot run\n{traceback.format_exc()}"
         finally:
             results.end(why)
 
-    def _run_in(self, work: Path, group: Group, tests: Sequence[str]) -> str:
+    def _run_in_turn(self, group: Group, tests: Sequence[str]) -> str:
+        results, why = self._results[group], "the session ended"
+        deadline = time.monotonic() + DEADLINE_S
+        for start in range(STARTS):
+            if self._closing.is_set():
+                break
+            with tempfile.TemporaryDirectory(prefix="torpor-kvm-") as work:
+                left = deadline - time.monotonic()
+                silent, why = self._run_in(Path(work), group, results.missing(tests), left)
+            if not silent:
+                break
+            if start + 1 < STARTS:
+                results.restart()
+        return why
+
+    def _run_in(
+        self, work: Path, group: Group, tests: Sequence[str], timeout_s: float
+    ) -> tuple[bool, str]:
         results = self._results[group]
         (work / "tests").write_text("".join(f"{test}\n" for test in tests))
         job = make_job(work / "tests", self._images, group.environment)
         level1 = Level1(job, work, on_output=results.take_output, on_report=results.take_report)
         with level1:
-            ended = level1.wait(DEADLINE_S, cancelled=self._closing)
+            ended = level1.wait(timeout_s, cancelled=self._closing)
+        said = level1.console[-_SHOWN:]
+        if not ended and level1.is_silent:
+            return True, f"its kernel stopped, {STARTS} times in turn\n{said}"
         if not ended:
-            return f"its {DEADLINE_S:.0f} s are over\n{level1.console[-_SHOWN:]}"
+            return False, f"its {DEADLINE_S:.0f} s are over\n{said}"
         if level1.code is None:
-            return f"it ended by itself\n{level1.console[-_SHOWN:]}"
-        return f"its pytest ended with exit code {level1.code}"
+            return False, f"it ended by itself\n{said}"
+        return False, f"its pytest ended with exit code {level1.code}"
 
 
 def make_job(tests: Path, images: Path, extra: Mapping[str, str]) -> Job:

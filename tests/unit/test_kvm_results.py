@@ -52,3 +52,18 @@ def test_problem_of_the_collection_is_told() -> None:
     results.end("its pytest ended with exit code 2")
     with pytest.raises(LostResultError, match="no such thing"):
         results.wait("a")
+
+
+def test_stopped_vm_is_started_anew_for_what_is_missing() -> None:
+    """What came of a test that was not over is forgotten; the test is run from its start."""
+    results = Results()
+    for when in ("setup", "call", "teardown"):
+        results.take_report(phase("a", when))
+    results.take_report({"begins": "b"})
+    results.take_report(phase("b", "setup"))
+    assert results.missing(["a", "b", "c"]) == ["b", "c"]
+    results.restart()
+    assert results.restarts == ["level 1 stopped while b ran; started anew"]
+    for when in ("setup", "call", "teardown"):
+        results.take_report(phase("b", when))
+    assert len(results.wait("a")) == len(results.wait("b")) == 3
