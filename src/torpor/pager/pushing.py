@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _REQUEST_BYTES: Final = 1 << 20
 _FIRST_REQUEST_BYTES: Final = 256 << 10
 _WORKERS: Final = 8
-_BATCHES_AT_ONCE: Final = 16
+_BATCHES_AT_ONCE: Final = 12
 _PATIENCE_S: Final = 5.0
 
 log = logging.getLogger("torpor.pager")
