@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @pytest.mark.slow
 def test_stopped_level_1_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers the pulse while its job runs, whatever that does; stopped, it ends the wait."""
-    monkeypatch.setattr(machine, "SILENT_S", 5.0)
+    monkeypatch.setattr(machine, "SILENT_S", 3.0)
     over = threading.Event()
-    after = threading.Timer(10, over.set)
+    after = threading.Timer(4, over.set)
     job = Job(["bash", "-c", "echo busy; while :; do :; done"])
     with Level1(job, tmp_path, on_output=lambda _: after.start()) as level1:
         assert not level1.wait(120, cancelled=over)

@@ -13,7 +13,7 @@ from torpor.snapshot.manifest import outline_of
 from torpor.snapshot.repository.records import Kind, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torpor.host.fuse.files import Node
     from torpor.pager.hydrating import Hydration
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.stored import Resolved, StoredSnapshot
     from torpor.units import Digest
 
-    MakeFile = Callable[[OpenSource, int, concurrent.futures.Future[Content]], StoredFile]
+    MakeFile = Callable[
+        [OpenSource, Sequence[str], int, concurrent.futures.Future[Content]], StoredFile
+    ]
 
 
 @dataclass
@@ -134,8 +136,9 @@ class ServedImages:
             if known is not None:
                 known.users += 1
                 return known
-            file = self._make_file(source, image.size_bytes, self.read(source, image))
-            node = self._files.serve(("images", image.digest), file)
+            path = ("images", image.digest)
+            file = self._make_file(source, path, image.size_bytes, self.read(source, image))
+            node = self._files.serve(path, file)
             served = self._served[image.digest] = Served(file, node)
             return served
 

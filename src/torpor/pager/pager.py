@@ -415,13 +415,27 @@ class Pager:
         ).start()
 
     def _serve_file(self, source: OpenSource, digest: Digest, name: str, size_bytes: int) -> Served:
-        file = self._file(source, size_bytes, concurrent.futures.Future())
-        return Served(file, self._files.serve(("snapshots", digest, name), file))
+        path = ("snapshots", digest, name)
+        file = self._file(source, path, size_bytes, concurrent.futures.Future())
+        return Served(file, self._files.serve(path, file))
 
     def _file(
-        self, source: OpenSource, size_bytes: int, arriving: concurrent.futures.Future[Content]
+        self,
+        source: OpenSource,
+        path: Sequence[str],
+        size_bytes: int,
+        arriving: concurrent.futures.Future[Content],
     ) -> StoredFile:
-        return StoredFile(size_bytes, arriving, source.store, self._cache, self._fetcher)
+        """A file with what a pager before this one could not have of it."""
+        return StoredFile(
+            size_bytes,
+            arriving,
+            source.store,
+            self._cache,
+            self._fetcher,
+            failure=self._registry.failure(*path),
+            note_failure=lambda failure: self._registry.note_failure(*path, failure=failure),
+        )
 
     def _try_again(self, opened: Opened) -> None:
         for image, served in opened.images.values():

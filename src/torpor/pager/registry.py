@@ -3,6 +3,7 @@
     DIR/snapshots/<digest>/entry      source and links
     DIR/snapshots/<digest>/manifest   the record's object; not there while that is still to come
     DIR/images/<digest>               an image's record, its object as it is in the store
+    DIR/<served path>.failed          why a window of a file could not be had last, as UTF-8
 
 Entries hold the secrets of a source: all is of mode 0600 in directories of mode 0700.
 """
@@ -44,6 +45,7 @@ class Registry:
     """The open snapshots below a directory, which is made. Any thread, one process at a time."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._snapshots = directory / "snapshots"
         self._images = directory / "images"
         for path in (self._snapshots, self._images):
@@ -111,8 +113,24 @@ class Registry:
 
     def remove_image(self, digest: Digest) -> None:
         """Forget an image's record."""
+        for path in (self._images / digest, self._failed("images", digest)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def failure(self, *served: str) -> str:
+        """Why a window of a served file could not be had last, empty if none was missing."""
         with contextlib.suppress(OSError):
-            (self._images / digest).unlink()
+            return self._failed(*served).read_text("utf-8", "replace")
+        return ""
+
+    def note_failure(self, *served: str, failure: str) -> None:
+        """Keep why a window of a served file could not be had, if the disk lets us."""
+        with contextlib.suppress(OSError):
+            _write(self._failed(*served), failure.encode())
+
+    def _failed(self, *served: str) -> Path:
+        path = self._directory.joinpath(*served)
+        return path.with_name(f"{path.name}.failed")
 
 
 def _write(path: Path, data: bytes) -> None:

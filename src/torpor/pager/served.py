@@ -70,8 +70,9 @@ class StoredFile:
     """A file whose windows are chunks in a store. Any thread may read it.
 
     Its map may be on its way still: a read then waits for it. `failure` says which window could not
-    be had last, and why. From then on every read that needs the store fails at once, so that the VM
-    which maps the file ends and nobody waits again, until `try_again`.
+    be had last, and why; `note_failure` is told before the read is. From then on every read that
+    needs the store fails at once, so that the VM which maps the file ends and nobody waits again,
+    until `try_again`.
     """
 
     size_bytes: int
@@ -81,6 +82,7 @@ class StoredFile:
     fetcher: Fetcher
     counters: Counters = field(default_factory=Counters)
     failure: str = ""
+    note_failure: Callable[[str], None] = lambda failure: None
     expected: Expected = field(default_factory=Expected)
     """Windows that a push brings, until they are in the page cache: they need no map."""
     _refuses: bool = False
@@ -253,6 +255,7 @@ class StoredFile:
     def _failed(self, window: int, error: TorporError) -> OSError:
         self.failure = f"window {window}: {error}"
         self._refuses = True
+        self.note_failure(self.failure)
         return OSError(self.failure)
 
 

@@ -216,6 +216,30 @@ def test_missing_in_the_store(home: PagerHome, tmp_path: Path) -> None:
     assert [path.name for path in (home.settings.home / "snapshots").iterdir()] == [served.digest]
 
 
+def test_successor_knows_what_could_not_be_had(home: PagerHome, tmp_path: Path) -> None:
+    """A pager that dies before anybody asked why has told it: each file's window is named after.
+
+    The successor asks for the window again; what is opened anew has no failure.
+    """
+    home.publish(windows=range(100))
+    served = home.open(push=False)
+    packs = {pack: pack.read_bytes() for pack in (tmp_path / "store" / "packs").iterdir()}
+    for pack in packs:
+        pack.unlink()
+    for name in ("memory", "image"):
+        assert home.read(served.files[name], "whole").end()[0] == 1
+    failure = home.client.failure(served.digest)
+    home.signal("pager")
+    home.client.counters()
+    assert home.client.failure(served.digest) == failure
+    assert [part.split(": window ")[0] for part in failure.split("; ")] == ["memory", "image"]
+    for pack, data in packs.items():
+        pack.write_bytes(data)
+    home.check("f", served)
+    assert home.client.close(served.digest) == 0
+    assert home.client.failure(home.open().digest) == ""
+
+
 def test_damaged_working_set(home: PagerHome, tmp_path: Path) -> None:
     """A segment that is not right ends the push; the guest gets its windows by demand."""
     home.publish()
