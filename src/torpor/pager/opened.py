@@ -13,9 +13,11 @@ from torpor.snapshot.manifest import outline_of
 from torpor.snapshot.repository.records import Kind, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torpor.host.fuse.files import Node
+    from torpor.pager.cache import ChunkCache
+    from torpor.pager.fetcher import Fetcher
     from torpor.pager.hydrating import Hydration
     from torpor.pager.pushing import Pusher
     from torpor.pager.registry import Registry
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.records import ImageLink, RefRecord
     from torpor.snapshot.repository.stored import Resolved, StoredSnapshot
     from torpor.units import Digest
-
-    MakeFile = Callable[
-        [OpenSource, Sequence[str], int, concurrent.futures.Future[Content]], StoredFile
-    ]
 
 
 @dataclass
@@ -112,20 +110,42 @@ class Opened:
         }
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """Makes the files that are served, and keeps what could not be had of them."""
+
+    files: ServedFiles
+    registry: Registry
+    cache: ChunkCache | None
+    fetcher: Fetcher
+
+    def serve(
+        self,
+        source: OpenSource,
+        path: Sequence[str],
+        size_bytes: int,
+        arriving: concurrent.futures.Future[Content],
+    ) -> Served:
+        """Let a file appear whose map arrives; what a pager before this one told of it is known."""
+        file = StoredFile(
+            size_bytes,
+            arriving,
+            source.store,
+            self.cache,
+            self.fetcher,
+            failure=self.registry.failure(*path),
+            note_failure=lambda failure: self.registry.note_failure(*path, failure=failure),
+        )
+        return Served(file, self.files.serve(path, file))
+
+
 class ServedImages:
     """The images that are served, each once however many snapshots have it. Any thread."""
 
-    def __init__(
-        self,
-        files: ServedFiles,
-        registry: Registry,
-        pool: concurrent.futures.ThreadPoolExecutor,
-        make_file: MakeFile,
-    ) -> None:
-        self._files = files
-        self._registry = registry
+    def __init__(self, shelf: Shelf, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+        self._shelf = shelf
+        self._registry = shelf.registry
         self._pool = pool
-        self._make_file = make_file
         self._lock = threading.Lock()
         self._served: dict[Digest, Served] = {}
 
@@ -136,10 +156,9 @@ class ServedImages:
             if known is not None:
                 known.users += 1
                 return known
-            path = ("images", image.digest)
-            file = self._make_file(source, path, image.size_bytes, self.read(source, image))
-            node = self._files.serve(path, file)
-            served = self._served[image.digest] = Served(file, node)
+            served = self._served[image.digest] = self._shelf.serve(
+                source, ("images", image.digest), image.size_bytes, self.read(source, image)
+            )
             return served
 
     def withdraw(self, images: Iterable[tuple[ImageLink, Served]]) -> Iterator[Node]:
@@ -151,7 +170,7 @@ class ServedImages:
                     continue
                 del self._served[image.digest]
                 self._registry.remove_image(image.digest)
-                self._files.withdraw(served.node.parts)
+                self._shelf.files.withdraw(served.node.parts)
             yield served.node
 
     def read(self, source: OpenSource, image: ImageLink) -> concurrent.futures.Future[Content]:

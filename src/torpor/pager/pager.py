@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import logging
 import os
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,10 @@ from torpor.pager.cache import open_or_none
 from torpor.pager.fetcher import Fetcher
 from torpor.pager.hydrating import Hydration
 from torpor.pager.kept import KeptCopies
-from torpor.pager.opened import Coming, Job, Opened, Served, ServedImages
+from torpor.pager.opened import Coming, Job, Opened, ServedImages, Shelf
 from torpor.pager.pushing import Pusher, Room, WakeData
 from torpor.pager.registry import Entry, Registry
-from torpor.pager.served import Content, StoredFile
+from torpor.pager.served import Content
 from torpor.pager.source import open_source
 from torpor.pager.spans import Spans
 from torpor.snapshot.local import LocalSnapshots
@@ -97,12 +97,13 @@ class Pager:
             workers=_FETCHERS, deadline_s=limits.deadline_s, keep=keep, trace=trace
         )
         self._room = Room()
-        self._pool = concurrent.futures.ThreadPoolExecutor(_FETCHERS, "open")
+        self._pool = ThreadPoolExecutor(_FETCHERS, "open")
         self._lock = threading.Lock()
         self._turns: dict[Digest, threading.Lock] = {}
         self._coming: dict[Digest, Coming] = {}
         self._opened: dict[Digest, Opened] = {}
-        self._images = ServedImages(files, self._registry, self._pool, self._file)
+        self._shelf = Shelf(files, self._registry, self._cache, self._fetcher)
+        self._images = ServedImages(self._shelf, self._pool)
         self._sources: dict[Source, OpenSource] = {}
         self._requests = Counters()
 
@@ -293,11 +294,8 @@ class Pager:
     ) -> Opened:
         """Serve a snapshot's files; where their windows lie may be known later."""
         memory, disk = (
-            self._serve_file(source, digest, name, size_bytes)
-            for name, size_bytes in (
-                ("memory", outline.memory.size_bytes),
-                ("disk", outline.disk.size_bytes),
-            )
+            self._shelf.serve(source, ("snapshots", digest, name), part.size_bytes, Future())
+            for name, part in (("memory", outline.memory), ("disk", outline.disk))
         )
         function = outline.function
         served = {
@@ -413,29 +411,6 @@ class Pager:
             at_hand=at_hand,
             trace=self._trace,
         ).start()
-
-    def _serve_file(self, source: OpenSource, digest: Digest, name: str, size_bytes: int) -> Served:
-        path = ("snapshots", digest, name)
-        file = self._file(source, path, size_bytes, concurrent.futures.Future())
-        return Served(file, self._files.serve(path, file))
-
-    def _file(
-        self,
-        source: OpenSource,
-        path: Sequence[str],
-        size_bytes: int,
-        arriving: concurrent.futures.Future[Content],
-    ) -> StoredFile:
-        """A file with what a pager before this one could not have of it."""
-        return StoredFile(
-            size_bytes,
-            arriving,
-            source.store,
-            self._cache,
-            self._fetcher,
-            failure=self._registry.failure(*path),
-            note_failure=lambda failure: self._registry.note_failure(*path, failure=failure),
-        )
 
     def _try_again(self, opened: Opened) -> None:
         for image, served in opened.images.values():
