@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SHOWN = 4000
+_SHOWN = 8000
 
 
 class Results:

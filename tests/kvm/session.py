@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DEADLINE_S = 1200.0
-TEST_S = 600
+TEST_S = 300
+STUCK_S = 360
+"""A test that goes on after TEST_S cannot be ended: level 1's pytest ends, with what it was at."""
 STARTS = 3
 """A kernel of level 1 that stops is QEMU's fault: what it has not told is run anew."""
 _SHOWN = 3000
@@ -137,6 +139,7 @@ def make_job(tests: Path, images: Path, extra: Mapping[str, str]) -> Job:
     command = [
         *("python", "-m", "pytest", "-p", "kvm.reporting", "-p", "no:cacheprovider"),
         *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
-        *(f"--timeout={TEST_S}", "--durations=0", "-q", "@/rig/job/tests"),
+        *(f"--timeout={TEST_S}", "-o", f"faulthandler_timeout={STUCK_S}"),
+        *("-o", "faulthandler_exit_on_timeout=true", "--durations=0", "-q", "@/rig/job/tests"),
     ]
     return Job(command, environment, {"job/tests": tests, **files}, images)
