@@ -45,7 +45,7 @@ class Level1:
     called from threads of this object. `wait` returns when both have got everything. `processor` is
     a CPU model of QEMU's, to which SVM is added.
 
-    QEMU's SVM loses an interrupt now and then: `helper_vmrun` and `do_vmexit` of its
+    QEMU's SVM can lose an interrupt: `helper_vmrun` and `do_vmexit` of its
     target/i386/tcg/sysemu/svm_helper.c change the word of requested interrupts without the lock
     under which devices set bits in it. If that was the timer, a kernel that has programmed it for
     one event waits for ever. The next interrupt of any device brings the lost one too, so level 1
