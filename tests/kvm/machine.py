@@ -65,6 +65,7 @@ class Level1:
         self._on_output, self._on_report = on_output, on_report
         self._threads: list[threading.Thread] = []
         self.process: subprocess.Popen[bytes] | None = None
+        """QEMU, once this was entered."""
         self._ports: dict[str, socket.socket] = {}
         self._answered_at: float | None = None
         self.code: int | None = None

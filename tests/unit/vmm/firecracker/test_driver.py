@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.configs import vm_config
 from fixtures.firecracker import make_fake
 from torpor.config import Settings
 from torpor.errors import HostUnfit, InvalidInput, NoSpace, TorporError, VmmFailed
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
 from torpor.vmm.firecracker.driver import FirecrackerDriver, FirecrackerVmm
-from torpor.vmm.interface import VmConfig, VmmState
+from torpor.vmm.interface import VmmState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from torpor.vmm.interface import VmConfig
 
 BOOT_STEPS = (
     "PUT /machine-config",
@@ -56,18 +59,8 @@ class Bench:
             (directory / file).touch()
         os.truncate(directory / "memory", MiB)
         (directory / "vmlinux").write_bytes(b"\x7fELF")
-        return VmConfig(
-            directory=directory,
-            machine=Machine(MiB, 1, MiB, MiB),
-            kernel=directory / "vmlinux",
-            vmlinux=directory / "vmlinux",
-            initramfs=directory / "vmlinux",
-            command_line="quiet",
-            memory=directory / "memory",
-            image=directory / "image",
-            scratch=directory / "scratch",
-            app=directory / "app",
-        )
+        kernel = directory / "vmlinux"
+        return vm_config(directory, kernel=kernel, initramfs=kernel)
 
     def create(self, name: str = "vm", **environment: str) -> FirecrackerVmm:
         """A VM in state NEW."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from torpor.snapshot.manifest import Machine
-from torpor.units import MiB
+from fixtures.configs import vm_config
 from torpor.vmm.firecracker.jail import Jail
 from torpor.vmm.firecracker.jailer import LockedJail, find_jailer
-from torpor.vmm.interface import VmConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torpor.vmm.interface import VmConfig
 
 
 def make_config(directory: Path, namespace: str | None = None) -> VmConfig:
@@ -22,19 +22,8 @@ def make_config(directory: Path, namespace: str | None = None) -> VmConfig:
     directory.mkdir()
     for name in ("memory", "image", "scratch", "app", "kernel"):
         (directory / name).touch()
-    return VmConfig(
-        directory=directory,
-        machine=Machine(MiB, 1, MiB, MiB),
-        kernel=directory / "kernel",
-        vmlinux=directory / "kernel",
-        initramfs=directory / "kernel",
-        command_line="quiet",
-        memory=directory / "memory",
-        image=directory / "image",
-        scratch=directory / "scratch",
-        app=directory / "app",
-        namespace=namespace,
-    )
+    kernel = directory / "kernel"
+    return vm_config(directory, vmlinux=kernel, initramfs=kernel, namespace=namespace)
 
 
 def test_command(tmp_path: Path) -> None:

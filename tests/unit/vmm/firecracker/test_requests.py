@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.configs import vm_config
 from torpor.errors import InvalidInput
 from torpor.snapshot.manifest import Machine
 from torpor.units import MiB
@@ -18,18 +19,14 @@ from torpor.vmm.firecracker.requests import (
     save_request,
     save_state_request,
 )
-from torpor.vmm.interface import VmConfig
 
-CONFIG = VmConfig(
-    directory=Path("/instances/a"),
+CONFIG = vm_config(
+    Path("/instances/a"),
     machine=Machine(256 * MiB, 2, 64 * MiB, MiB),
     kernel=Path("/boot/vmlinuz"),
     vmlinux=Path("/boot/vmlinux"),
     initramfs=Path("/boot/initramfs"),
-    command_line="quiet",
-    memory=Path("/instances/a/memory"),
     image=Path("/images/i"),
-    scratch=Path("/instances/a/scratch"),
     app=Path("/images/a"),
     namespace="torpor-7",
 )
