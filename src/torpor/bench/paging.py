@@ -151,8 +151,12 @@ def _round(report: Report, cached: _Paged, bare: _Paged, number: int) -> None:
     with _file(path) as descriptor:
         report.add("sequential read", _read_rate(descriptor, cached.size_bytes), "B/s")
         before = cached.windows_read()
-        for name, length in (("window", WINDOW_BYTES), ("mebibyte", MiB)):
-            for latency_s in _misses(descriptor, cached.size_bytes, length, number):
+        for name, length, advice in (
+            ("window", WINDOW_BYTES, os.POSIX_FADV_NORMAL),
+            ("mebibyte", MiB, os.POSIX_FADV_NORMAL),
+            ("mebibyte, in turn", MiB, os.POSIX_FADV_RANDOM),
+        ):
+            for latency_s in _misses(descriptor, cached.size_bytes, length, number, advice):
                 report.add(f"miss of one {name}", latency_s, "s")
         report.add("windows missed", cached.windows_read() - before, "windows")
     cached.close(served.digest)
@@ -196,10 +200,20 @@ def _push_rate(paged: _Paged) -> float:
     return float(counted["push"]["windows"] * WINDOW_BYTES / duration_s)
 
 
-def _misses(descriptor: int, size_bytes: int, length: int, number: int) -> Iterator[float]:
-    """Reads of one length, spread over the file, without read-ahead, others in each round."""
+def _misses(
+    descriptor: int,
+    size_bytes: int,
+    length: int,
+    number: int,
+    advice: int = os.POSIX_FADV_NORMAL,
+) -> Iterator[float]:
+    """Reads of one length, spread over the file, others in each round.
+
+    Without advice, as VMMs read: the kernel asks for the parts of a mebibyte at once, and for the
+    part behind it. Advised that access is random, it asks for the next part when it has one.
+    """
     _drop(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    os.posix_fadvise(descriptor, 0, 0, advice)
     buffer = bytearray(length)
     step = size_bytes // _MISSES
     for place in range(_MISSES):

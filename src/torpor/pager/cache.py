@@ -19,6 +19,7 @@ import os
 import struct
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from torpor.errors import Conflict
@@ -26,7 +27,7 @@ from torpor.snapshot.repository.chunks import ID_BYTES
 from torpor.snapshot.windows import WINDOW_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
 _ENTRY: Final = struct.Struct("<32sIIQ")
@@ -92,49 +93,56 @@ class ChunkCache:
             stack.pop_all()
 
     def get(
-        self, chunk_ids: Iterable[bytes], hash_of: Callable[[memoryview], bytes]
+        self,
+        chunk_ids: Collection[bytes],
+        hash_of: Callable[[memoryview], bytes],
+        may_wait: Callable[[], None] = lambda: None,
     ) -> dict[bytes, memoryview]:
         """Contents by id of those chunks, each given once, that are here and right.
 
-        `hash_of` gives content's id. Slots that follow each other are read at once.
+        `hash_of` gives content's id. Slots that follow each other are read at once. `may_wait` is
+        called before the disk is waited for: not for what the host's page cache has.
         """
-        places: list[tuple[int, int, bytes]] = []
         with self._lock:
-            for chunk_id in chunk_ids:
-                slot = self._places.get(chunk_id)
-                if slot is None:
-                    self._counts["misses"] += 1
-                    continue
+            known = [(i, slot) for i in chunk_ids if (slot := self._places.get(i)) is not None]
+            for chunk_id, _ in known:
                 self._places.move_to_end(chunk_id)
-                places.append((slot, self._lengths[slot], chunk_id))
+            lengths = [self._lengths[slot] for _, slot in known]
+        data = self._read([slot for _, slot in known], may_wait)
         found: dict[bytes, memoryview] = {}
-        wrong: list[tuple[int, bytes]] = []
-        for run in _neighbours(places):
-            data = self._read(run[0][0], len(run))
-            for number, (slot, length, chunk_id) in enumerate(run):
-                begin = number * WINDOW_BYTES
-                content = data[begin : begin + length]
-                if hash_of(content) == chunk_id:
-                    found[chunk_id] = content
-                else:
-                    wrong.append((slot, chunk_id))
+        begin = 0
+        for (chunk_id, _), length in zip(known, lengths, strict=True):
+            content = data[begin : begin + length]
+            if hash_of(content) == chunk_id:
+                found[chunk_id] = content
+            begin += WINDOW_BYTES
         with self._lock:
             self._counts["hits"] += len(found)
-            self._counts["misses"] += len(wrong)
-            for slot, chunk_id in wrong:
-                if self._places.get(chunk_id) == slot:  # not evicted and written over meanwhile
-                    self._counts["damaged"] += 1
-                    self._drop(chunk_id)
+            self._counts["misses"] += len(chunk_ids) - len(found)
+            if len(found) < len(known):
+                for chunk_id, slot in known:  # if not evicted and written over meanwhile
+                    if chunk_id not in found and self._places.get(chunk_id) == slot:
+                        self._counts["damaged"] += 1
+                        self._drop(chunk_id)
         return found
 
-    def _read(self, slot: int, count: int) -> memoryview:
-        """The bytes of slots, none if the disk does not give them."""
+    def _read(self, slots: list[int], may_wait: Callable[[], None]) -> memoryview:
+        """The bytes of slots, one after the other; zeros for those the disk does not give."""
+        data = memoryview(bytearray(len(slots) * WINDOW_BYTES))
+        for begin, end in _runs(slots):
+            wanted = data[begin * WINDOW_BYTES : end * WINDOW_BYTES]
+            self._read_run(slots[begin] * WINDOW_BYTES, wanted, may_wait)
+        return data
+
+    def _read_run(self, offset: int, wanted: memoryview, may_wait: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError):  # it is not in memory, or no file system that can tell
+            if os.preadv(self._slots, [wanted], offset, os.RWF_NOWAIT) == len(wanted):
+                return
+        may_wait()
         try:
-            data = os.pread(self._slots, count * WINDOW_BYTES, slot * WINDOW_BYTES)
+            os.preadv(self._slots, [wanted], offset)
         except OSError as error:
             self._failed("read", error)
-            data = b""
-        return memoryview(data)
 
     def has(self, chunk_id: bytes) -> bool:
         """Whether a chunk seems to be here, without reading it."""
@@ -273,18 +281,10 @@ class _Protections:
         return self._counts[array.array("Q", chunk_id[:8])[0] % _COUNTERS] > 0
 
 
-def _neighbours(
-    places: Iterable[tuple[int, int, bytes]],
-) -> Iterator[list[tuple[int, int, bytes]]]:
-    """Slots, with what belongs to them, in runs in which each follows the one before."""
-    run: list[tuple[int, int, bytes]] = []
-    for place in places:
-        if run and place[0] != run[-1][0] + 1:
-            yield run
-            run = []
-        run.append(place)
-    if run:
-        yield run
+def _runs(slots: list[int]) -> Iterator[tuple[int, int]]:
+    """Where slots that follow each other begin and end in the list."""
+    breaks = [at for at, (one, next_) in enumerate(pairwise(slots), 1) if next_ != one + 1]
+    return pairwise([0, *breaks, len(slots)] if slots else [])
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> int:

@@ -86,6 +86,7 @@ class StoredFile:
     expected: Expected = field(default_factory=Expected)
     """Windows that a push brings, until they are in the page cache: they need no map."""
     _refuses: bool = False
+    _known: Content | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -112,28 +113,30 @@ class StoredFile:
     def _content(self) -> Content:
         return self.arriving.result()
 
-    def read(self, offset: int, length: int) -> list[Buffer]:
-        """The bytes from `offset`, in pieces. Raises OSError when a window cannot be had."""
+    def read(
+        self, offset: int, length: int, may_wait: Callable[[], None] = lambda: None
+    ) -> list[Buffer]:
+        """The bytes from `offset`, in pieces. Raises OSError when a window cannot be had.
+
+        `may_wait` is called before anything that may take long (see `host.fuse.files.Call`).
+        """
         began = time.perf_counter()
-        first, last = offset // WINDOW_BYTES, (offset + length - 1) // WINDOW_BYTES
+        end = offset + length
+        first, last = offset // WINDOW_BYTES, (end - 1) // WINDOW_BYTES
         windows = range(first, last + 1)
-        coming = self.expected.among(windows)
-        contents, slowest = self._contents([window for window in windows if window not in coming])
-        brought = self._brought(coming)
-        if brought:
-            slowest = "store" if slowest == "store" else "awaited"
-        if late := [window for window in coming if window not in brought]:
-            others, slowest = self._contents(late)
-            contents |= others
-        contents |= brought
-        pieces = [contents[window] for window in windows]
-        for window in {first, last}:
-            pieces[window - first] = _cut(
-                contents[window], window, offset, offset + length, self.size_bytes
-            )
+        awaited = 0
+        if coming := self.expected.among(windows):
+            may_wait()
+            pieces, slowest, awaited = self._coming_contents(windows, coming)
+        else:
+            pieces, slowest = self._contents(windows, may_wait)
+        if offset % WINDOW_BYTES or end % WINDOW_BYTES:
+            for window in {first, last}:
+                piece = pieces[window - first]
+                pieces[window - first] = _cut(piece, window, offset, end, self.size_bytes)
         with self._lock:
             self.counters.reads += 1
-            self.counters.awaited += len(brought)
+            self.counters.awaited += awaited
             self.counters.stalled_s[slowest] += time.perf_counter() - began
         return pieces
 
@@ -166,6 +169,26 @@ class StoredFile:
         """Whether the chunk cache seems to have a window."""
         return self.cache is not None and self.cache.has(entry.chunk_id)
 
+    def _coming_contents(
+        self, windows: Sequence[int], coming: dict[int, Arrival]
+    ) -> tuple[list[Buffer], str, int]:
+        """Windows of which some are expected, the class of the slowest, how many were brought."""
+        contents, slowest = self._by_window([window for window in windows if window not in coming])
+        brought = self._brought(coming)
+        if brought and slowest != "store":
+            slowest = "awaited"
+        if late := [window for window in coming if window not in brought]:
+            others, slowest = self._by_window(late)
+            contents |= others
+        contents |= brought
+        return [contents[window] for window in windows], slowest, len(brought)
+
+    def _by_window(self, windows: Sequence[int]) -> tuple[dict[int, Buffer], str]:
+        if not windows:
+            return {}, "zero"
+        pieces, slowest = self._contents(windows)
+        return dict(zip(windows, pieces, strict=True)), slowest
+
     def _brought(self, coming: dict[int, Arrival]) -> dict[int, Buffer]:
         """What arrives of it within a while, for a push may be held up and a reader may not."""
         until_s = time.monotonic() + _EXPECT_S
@@ -176,46 +199,46 @@ class StoredFile:
                 found[window] = content
         return found
 
-    def _contents(self, windows: Sequence[int]) -> tuple[dict[int, Buffer], str]:
-        """Windows from where they lie, counted, and the class of the slowest."""
-        contents: dict[int, Buffer] = {}
-        if not windows:
-            return contents, "zero"
-        try:
-            known = self.map
-        except TorporError as error:
-            raise self._failed(windows[0], error) from None
-        ids = known.ids_between(min(windows), max(windows))
-        cached: dict[bytes, memoryview] = {}
-        if self.cache is not None and ids:
-            wanted = dict.fromkeys(ids[window] for window in windows if window in ids)
-            cached = self.cache.get(wanted, self._content.domain.chunk_id)
+    def _contents(
+        self, windows: Sequence[int], may_wait: Callable[[], None] = lambda: None
+    ) -> tuple[list[Buffer], str]:
+        """Windows in rising order from where they lie, counted, and the class of the slowest."""
+        known = self._known or self._await_content(windows[0], may_wait)
+        ids = known.map.ids_between(windows[0], windows[-1])
+        if len(ids) != len(windows):
+            ids = [ids[window - windows[0]] for window in windows]
+        wanted = dict.fromkeys(filter(None, ids))
+        found: dict[bytes, Buffer] = {}
+        if self.cache is not None and wanted:
+            found.update(self.cache.get(wanted, known.domain.chunk_id, may_wait))
         missing: dict[int, Entry] = {}
-        zero = 0
-        for window in windows:
-            chunk_id = ids.get(window)
-            content: Buffer | None = _ZEROS if chunk_id is None else cached.get(chunk_id)
-            if content is None:
-                entry = known.get(window)
-                assert entry is not None
-                missing[window] = entry
-                continue
-            contents[window] = content
-            zero += chunk_id is None
-        if missing:
-            found = self._fetch(missing)
-            contents |= {window: found[entry.chunk_id] for window, entry in missing.items()}
+        if len(found) < len(wanted):
+            may_wait()
+            entries = ((window, known.map.get(window)) for window in windows)
+            missing = {w: entry for w, entry in entries if entry and entry.chunk_id not in found}
+            found.update(self._fetch(missing))
+        pieces: list[Buffer] = [found[chunk_id] if chunk_id else _ZEROS for chunk_id in ids]
         whole = self.size_bytes // WINDOW_BYTES
-        for window, content in contents.items():
-            if len(content) != WINDOW_BYTES or window >= whole:
-                self._check(window, content, known.get(window))
+        for window, piece in zip(windows, pieces, strict=True):
+            if len(piece) != WINDOW_BYTES or window >= whole:
+                self._check(window, piece, known.map.get(window))
+        zero = ids.count(None)
         with self._lock:
             self.counters.zero += zero
             self.counters.store += len(missing)
             self.counters.cache += len(windows) - zero - len(missing)
         if missing:
-            return contents, "store"
-        return contents, "zero" if zero == len(windows) else "cache"
+            return pieces, "store"
+        return pieces, "zero" if zero == len(windows) else "cache"
+
+    def _await_content(self, window: int, may_wait: Callable[[], None]) -> Content:
+        if not self.arriving.done():
+            may_wait()
+        try:
+            self._known = self._content
+        except TorporError as error:
+            raise self._failed(window, error) from None
+        return self._known
 
     def _fetch(self, missing: dict[int, Entry]) -> dict[bytes, bytes]:
         if self._refuses:
@@ -271,10 +294,13 @@ class LocalFile:
     def __post_init__(self) -> None:
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def read(self, offset: int, length: int) -> list[Buffer]:
-        """The bytes from `offset`. Raises OSError."""
+    def read(
+        self, offset: int, length: int, may_wait: Callable[[], None] = lambda: None
+    ) -> list[Buffer]:
+        """The bytes from `offset`. Raises OSError. `may_wait` is called before it reads."""
         first, last = offset // WINDOW_BYTES, (offset + length - 1) // WINDOW_BYTES
         self._touched.update(dict.fromkeys(range(first, last + 1)))
+        may_wait()
         return [os.pread(self._descriptor, length, offset)]
 
     def touched(self) -> tuple[int, ...]:
@@ -311,7 +337,7 @@ class ServedFiles(Tree):
         if content is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         try:
-            return content.read(offset, length)
+            return content.read(offset, length, call.may_wait)
         except OSError as error:
             log.error("read failed file=%s offset=%d error=%s", "/".join(node.parts), offset, error)
             raise OSError(errno.EIO, str(error)) from None

@@ -76,6 +76,28 @@ def test_readers_at_once(mount: Mount) -> None:
         assert reader.result() == expected(name, 0, SIZE)
 
 
+def test_what_need_not_wait_is_answered_by_one_thread(mount: Mount) -> None:
+    """Readers at once make no second worker run, until a read waits: another takes its seat."""
+    holder = mount({"held": SIZE, "one": SIZE, "two": SIZE})
+    server = holder.serve(held=["held"], tell=["read", "held"], workers=4)
+
+    def threads() -> set[int]:
+        readers = [holder.read("whole", name) for name in ("one", "two") * 2]
+        for name, reader in zip(("one", "two") * 2, readers, strict=True):
+            assert reader.result() == expected(name, 0, SIZE)
+        server.send("invalidate", path="one")
+        server.expect("pushed")
+        return {event["thread"] for event in server.drain() if event["event"] == "read"}
+
+    (first,) = threads()
+    held = holder.read("direct", "held", 0, 4096)
+    assert server.expect("held")["thread"] == first
+    (second,) = threads()
+    assert second != first
+    server.send("release")
+    assert held.result() == expected("held", 0, 4096)
+
+
 WRITES = {
     "os.pwrite(os.open(path, os.O_RDWR), b'x', 5)": "EROFS",
     "os.truncate(path, 0)": "EROFS",

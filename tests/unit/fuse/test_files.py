@@ -91,7 +91,7 @@ def test_interruption_before_and_after() -> None:
 @pytest.mark.parametrize("sent_again", [0, 1 << 63])
 def test_interrupt_that_overtakes_its_request(sent_again: int) -> None:
     """An INTERRUPT fetched by another thread before the request was put down still reaches it."""
-    calls = _Calls()
+    calls = _Calls(lambda: None)
     calls.interrupt(42 | sent_again)
     call = calls.begin(42)
     assert call.interrupted
@@ -108,7 +108,7 @@ def test_interrupt_that_overtakes_its_request(sent_again: int) -> None:
 
 def test_early_interrupts_are_bounded() -> None:
     """Interruptions of requests that never come do not pile up."""
-    calls = _Calls()
+    calls = _Calls(lambda: None)
     for unique in range(0, 10000, 2):
         calls.interrupt(unique)
     assert len(calls._early) == 1024

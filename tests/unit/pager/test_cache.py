@@ -105,6 +105,45 @@ def damage(cache_dir: Path, name: str, offset: int) -> None:
         stream.write(bytes([byte ^ 1]))
 
 
+@pytest.mark.parametrize("is_told_by_the_kernel", [True, False])
+def test_whoever_reads_hears_before_the_disk_is_waited_for(
+    cache: ChunkCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told_by_the_kernel: bool
+) -> None:
+    """Not for what the page cache has, where the file system tells (tmpfs does not)."""
+    put(cache, 0, 2, 1)  # in two runs: 0, and 1 behind 2
+    waits: list[int] = []
+    ids = [IDS[number] for number in (0, 1)]
+
+    def contents() -> list[memoryview]:
+        waits.clear()
+        found = cache.get(ids, DOMAIN.chunk_id, lambda: waits.append(1))
+        return [found[chunk_id] for chunk_id in ids]
+
+    if not is_told_by_the_kernel:
+        monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30)  # no such flag: EOPNOTSUPP
+    elif not _tells_what_is_in_memory(tmp_path):
+        pytest.skip("this file system does not tell what is in the page cache")
+    else:
+        contents()
+        assert contents() == CONTENTS[:2]
+        assert not waits
+        with (tmp_path / "cache" / "slots").open("rb") as slots:
+            os.fsync(slots)
+            os.posix_fadvise(slots.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert contents() == CONTENTS[:2]
+    assert waits
+
+
+def _tells_what_is_in_memory(directory: Path) -> bool:
+    path = directory / "probe"
+    path.write_bytes(bytes(4096))
+    with path.open("rb") as stream:
+        try:
+            return os.preadv(stream.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+        except OSError:
+            return False
+
+
 def test_a_flipped_bit_is_a_miss_once(cache: ChunkCache, tmp_path: Path) -> None:
     """Damage is found by reading; the chunk is forgotten and can be kept again."""
     put(cache, 0, 1)

@@ -86,6 +86,15 @@ def test_windows_are_counted_where_they_were(file: StoredFile) -> None:
     }
 
 
+def test_whoever_reads_hears_before_the_store_is_asked(file: StoredFile) -> None:
+    """Zeros need nobody."""
+    waits: list[int] = []
+    file.read(2 * WINDOW_BYTES, WINDOW_BYTES, lambda: waits.append(1))
+    assert not waits
+    file.read(0, WINDOW_BYTES, lambda: waits.append(1))
+    assert waits
+
+
 def test_what_follows_comes_along(file: StoredFile, store: Ranges) -> None:
     """A window that a guest stands still for brings what lies behind it, in the same request.
 

@@ -30,13 +30,21 @@ _ID_BITS: Final = (1 << 62) - 1
 _ID_BASE: Final = 1 << 62  # above the root's id and the places of "." and "..", positive as off_t
 
 
+def _go_on() -> None:
+    """What `Call.may_wait` does where nobody else waits for the caller."""
+
+
 class Call:
-    """One request under way. A handler that waits may watch for its interruption.
+    """One request under way. A handler that waits says so, and may watch for its interruption.
 
     The reader got a signal, so an early EINTR is better than late bytes; ignoring it is allowed.
+
+    `may_wait` is to be called, in the thread that handles the request, before anything that may
+    take long: other requests are taken meanwhile. Again is no change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_wait: Callable[[], None] = _go_on) -> None:
+        self.may_wait: Final = may_wait
         self._lock = threading.Lock()
         self._interrupted = False
         self._callbacks: list[Callable[[], None]] = []
@@ -96,8 +104,8 @@ def node_id(parts: Sequence[str]) -> int:
 class Files(Protocol):
     """What a server asks. Called in many threads at once; an OSError becomes the reader's errno.
 
-    Any other exception is logged and becomes EIO. The server process must not open files of its
-    own mount in these methods, or it waits for itself.
+    Any other exception is logged and becomes EIO. Only `read` may wait. The server process must not
+    open files of its own mount in these methods, or it waits for itself.
     """
 
     def node(self, node: int, /) -> Node:
@@ -113,9 +121,10 @@ class Files(Protocol):
         ...
 
     def read(self, node: Node, offset: int, length: int, call: Call, /) -> Data:
-        """Exactly the `length` bytes from `offset` on, which end within the file; may block.
+        """Exactly the `length` bytes from `offset` on, which end within the file.
 
-        What it returns must not change until the reader has it. Raises OSError.
+        It may wait when it has told the call (see there). What it returns must not change until
+        the reader has it. Raises OSError.
         """
         ...
 

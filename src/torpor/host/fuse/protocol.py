@@ -106,8 +106,7 @@ class Open:
     flags: int
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """READ of a file, or READDIR and READDIRPLUS with an opaque offset."""
 
     offset: int

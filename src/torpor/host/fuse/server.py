@@ -54,8 +54,10 @@ _EARLY_INTERRUPTS: Final = 1024
 class Server:
     """Answers one connection in `workers` threads; ends with the mount or with its process.
 
-    A read that blocks keeps its worker, so there must be more workers than reads that may block at
-    once, or others wait behind them.
+    One of them takes requests and answers them, until it handles one that may wait: the handler
+    says so (`Call.may_wait`), and another goes on. One that waits without saying so holds up all
+    requests. A read that waits keeps its worker, so there must be more workers than reads that may
+    wait at once, or others wait behind them.
 
     `trace` is called in a worker's thread with "taken" and a request's header before it is served,
     with "answering" and "answered" round the write: named places for tests and timings.
@@ -67,12 +69,13 @@ class Server:
         files: Files,
         *,
         workers: int = 8,
-        trace: Trace = lambda place, header: None,
+        trace: Trace | None = None,
     ) -> None:
         self._connection = connection
         self._files = files
         self._trace = trace
-        self._calls = _Calls()
+        self._seat = _Seat()
+        self._calls = _Calls(self._seat.leave)
         self._threads = [
             threading.Thread(
                 target=self._work,
@@ -177,17 +180,21 @@ class Server:
 
     def _work(self, descriptor: int) -> None:
         buffer = memoryview(_locked_memory())
-        while True:
-            try:
-                length = os.readv(descriptor, [buffer])
-            except OSError as error:
-                match error.errno:
-                    case errno.ENODEV:  # unmounted
-                        return
-                    case errno.ENOENT | errno.EAGAIN:  # interrupted meanwhile, or being taken over
-                        continue
-                raise
-            self._serve(descriptor, buffer[:length])
+        try:
+            while True:
+                self._seat.take()
+                try:
+                    length = os.readv(descriptor, [buffer])
+                except OSError as error:
+                    match error.errno:
+                        case errno.ENODEV:  # unmounted
+                            return
+                        case errno.ENOENT | errno.EAGAIN:  # interrupted, or being taken over
+                            continue
+                    raise
+                self._serve(descriptor, buffer[:length])
+        finally:
+            self._seat.leave()
 
     def _serve(self, descriptor: int, message: memoryview) -> None:
         try:
@@ -195,17 +202,20 @@ class Server:
         except Damaged:
             log.exception("the kernel's message is not understood")
             return
-        self._trace("taken", header)
+        if self._trace:
+            self._trace("taken", header)
         answer = self._answer_to(header, message)
         if header.opcode in protocol.SILENT:
             return
-        self._trace("answering", header)
+        if self._trace:
+            self._trace("answering", header)
         try:
             os.writev(descriptor, _present(answer))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 log.exception("the kernel refuses the answer to %s", header)
-        self._trace("answered", header)
+        if self._trace:
+            self._trace("answered", header)
 
     def _answer_to(self, header: Header, message: memoryview) -> list[Buffer]:
         try:
@@ -284,25 +294,50 @@ class Server:
         return ()
 
 
+class _Seat:
+    """The place at the device, for one worker at a time.
+
+    Threads of one interpreter that run at once spend more on handing its lock to each other than
+    they gain: ARCHITECTURE.md has the figures.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder = 0
+
+    def take(self) -> None:
+        """Sit down, when whoever sits there has left; who sits there already stays."""
+        current = threading.get_ident()
+        if self._holder != current:
+            self._lock.acquire()
+            self._holder = current
+
+    def leave(self) -> None:
+        """Let another sit down; nothing happens if the caller does not sit there."""
+        if self._holder == threading.get_ident():
+            self._holder = 0
+            self._lock.release()
+
+
 class _Calls:
     """The reads under way by request id, and interruptions that came before their request.
 
     Another worker may fetch the INTERRUPT before the first one has put its request down here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_wait: Callable[[], None]) -> None:
+        self._may_wait = may_wait
         self._lock = threading.Lock()
         self._calls: dict[int, list[Call]] = {}
         self._early: dict[int, None] = {}
 
     def begin(self, unique: int) -> Call:
         unique &= ~UNIQUE_RESEND
-        call = Call()
+        call = Call(self._may_wait)
         with self._lock:
             self._calls.setdefault(unique, []).append(call)
-            early = unique in self._early
-            self._early.pop(unique, None)
-        if early:
+            came_early = self._early.pop(unique, call) is None
+        if came_early:
             call.interrupt()
         return call
 
@@ -327,7 +362,7 @@ class _Calls:
 
 
 def _pieces(data: Data) -> Sequence[Buffer]:
-    return data if isinstance(data, list | tuple) else [data]  # type: ignore[list-item]
+    return data if isinstance(data, (list, tuple)) else [data]  # type: ignore[list-item]
 
 
 def _present(message: Sequence[Buffer]) -> Sequence[Buffer]:

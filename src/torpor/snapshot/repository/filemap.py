@@ -100,14 +100,19 @@ class FileMap:
             return None
         return self._entry(place)
 
-    def ids_between(self, first: int, last: int) -> dict[int, bytes]:
-        """The chunk ids of the windows from `first` to `last` that are not zero, by window."""
+    def ids_between(self, first: int, last: int) -> list[bytes | None]:
+        """The chunk ids of the windows from `first` to `last`, None for those that are zero."""
         windows = self._columns.windows
         begin = bisect.bisect_left(windows, first)
         end = bisect.bisect_right(windows, last, begin)
-        ids = bytes(self._columns.ids[begin * ID_BYTES : end * ID_BYTES])
-        cut = [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
-        return dict(zip(windows[begin:end], cut, strict=True))
+        packed = bytes(self._columns.ids[begin * ID_BYTES : end * ID_BYTES])
+        ids: list[bytes | None] = [
+            packed[at : at + ID_BYTES] for at in range(0, len(packed), ID_BYTES)
+        ]
+        if len(ids) == last - first + 1:
+            return ids
+        known = dict(zip(windows[begin:end], ids, strict=True))
+        return [known.get(window) for window in range(first, last + 1)]
 
     def packed_ids(self) -> bytes:
         """The chunk ids of all entries, one after the other."""
