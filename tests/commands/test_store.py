@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from fixtures.homes import Furnished, Home
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def pushed(a: Furnished) -> Furnished:
     """Home A after it pushed `f` and `saved`."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fixtures.homes import Furnished, Home
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_push_and_pull(a: Furnished, b: Home) -> None:
     """A snapshot arrives as it was, under its name, with its images; an app as an app."""
     pushed = a.home.run("snapshot", "push", "saved", "--json").json()

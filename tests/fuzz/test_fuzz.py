@@ -75,6 +75,7 @@ def test_only_errors_of_ours_come_out(decoder: str, tmp_path: Path) -> None:
     assert crashes == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decoder", "words"), [("broken", "ValueError: a bug"), ("hungry", "MemoryError")]
 )

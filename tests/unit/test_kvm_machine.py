@@ -41,6 +41,7 @@ def level1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Level1]:
         yield made
 
 
+@pytest.mark.slow
 def test_stopped_level_1_ends_the_wait(level1: Level1) -> None:
     """While it answers it is waited for, however long its work takes; stopped it is silent."""
     over = threading.Event()
@@ -56,6 +57,7 @@ def test_stopped_level_1_ends_the_wait(level1: Level1) -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_level_1_that_never_answered_is_not_silent(level1: Level1) -> None:
     """One that still boots has its time."""
     assert level1.process is not None

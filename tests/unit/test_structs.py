@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 RACE = """
 import sys, threading
 import msgspec
@@ -41,6 +43,7 @@ for _ in range(int(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_first_use_in_several_threads() -> None:
     """Without `prepared` a few hundred rounds are enough to end the process by SIGSEGV."""
     outcome = subprocess.run(

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fixtures.homes import Furnished
 
 
+pytestmark = pytest.mark.slow
+
+
 def local(home: Path, method: str, *words: Any) -> Any:  # noqa: ANN401
     """What a service in this process answers."""
 

@@ -190,6 +190,7 @@ async def test_slow_reader_holds_the_function() -> None:
             await function.lost.wait()
 
 
+@pytest.mark.slow
 async def test_slow_function_holds_the_client() -> None:
     """What the function does not take is not kept: the client's sending stops.
 

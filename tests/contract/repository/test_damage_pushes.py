@@ -33,6 +33,9 @@ DAMAGE: dict[str, Damage] = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def spoilt(pushed: Pushed) -> Iterator[Exchange]:
     """The pushed repository, put back afterwards."""

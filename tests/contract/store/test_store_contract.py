@@ -217,6 +217,7 @@ def test_a_killed_writer_to_a_directory(tmp_path: Path) -> None:
     assert not left[0].exists()
 
 
+@pytest.mark.slow
 @pytest.mark.minio
 def test_more_objects_than_a_page_holds(s3_settings: Settings) -> None:
     """A list is whole and a deletion complete beyond the 1000 objects that S3 answers at once."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torpor.store.interface import Store
 
-pytestmark = pytest.mark.minio
+pytestmark = [pytest.mark.minio, pytest.mark.slow]
 
 REQUESTS: dict[str, Callable[[Store], object]] = {
     "put": lambda store: store.put("k", b"data"),

@@ -172,6 +172,7 @@ def test_client_that_vanishes_leaves_the_agent_usable(agent: RunningAgent, tmp_p
             assert is_pong(ask(connection, b"ping\n"))
 
 
+@pytest.mark.slow
 def test_pending_awaits_give_way(agent: RunningAgent) -> None:
     """Clients that wait for a port, there or gone, never keep a new one out; the idle go first."""
     with contextlib.ExitStack() as stack:

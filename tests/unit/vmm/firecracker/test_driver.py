@@ -121,6 +121,7 @@ async def test_process_that_dies_inside_a_step(bench: Bench, step: str, request_
     assert_dead(vmm)
 
 
+@pytest.mark.slow
 async def test_socket_that_is_gone(bench: Bench) -> None:
     """A VM whose socket was removed cannot be asked any more and is ended, not lost."""
     vmm = bench.create()
