@@ -1,11 +1,15 @@
 """The node's chunk cache: windows by chunk id in slots of one file, bounded, verified when read.
 
     DIR/slots    slot n is the WINDOW_BYTES from n * WINDOW_BYTES on
-    DIR/table    48 bytes a slot: chunk id (32), length (4), zero (4), age (8), little-endian
+    DIR/table    64 bytes a slot: chunk id (32), length (4), zero (4), age (8), check (8), zero (8),
+                 little-endian; the check is the content's XXH3 of 64 bits, whose seed is the id's
+                 first 8 bytes (xxhash.com, doc/xxhash_spec.md)
 
-A slot is written before its table entry, and what a slot holds is compared with its id whenever it
-is read, so a crash, a flipped bit or a foreign file costs a fetch and never gives wrong bytes. The
-table is read once, at the beginning; memory knows what is where after that.
+A chunk's content is compared with its id, a keyed hash of 32 bytes, before it comes here. Whenever
+it is read it is compared with its check, so a crash, a flipped bit or a foreign file costs a fetch
+and does not give wrong bytes: the seed makes that hold for an entry that was written in parts, too.
+Who can write to the directory on purpose is root, and needs no cache for that. The table is read
+once, at the beginning; memory knows what is where after that.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from xxhash import xxh3_64_intdigest
+
 from torpor.errors import Conflict
 from torpor.snapshot.repository.chunks import ID_BYTES
 from torpor.snapshot.windows import WINDOW_BYTES
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-_ENTRY: Final = struct.Struct("<32sIIQ")
+_ENTRY: Final = struct.Struct("<32sIIQQ8x")
 _EMPTY: Final = bytes(_ENTRY.size)
 _CANDIDATES: Final = 64
 _COUNTERS: Final = 1 << 21
@@ -79,6 +85,7 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()
         self._lengths = array.array("H", bytes(2 * self._slots_total))
+        self._checks = array.array("Q", bytes(8 * self._slots_total))
         self._free: list[int] = []
         self._protections = _Protections()
         self._counts: collections.Counter[str] = collections.Counter()
@@ -93,27 +100,24 @@ class ChunkCache:
             stack.pop_all()
 
     def get(
-        self,
-        chunk_ids: Collection[bytes],
-        hash_of: Callable[[memoryview], bytes],
-        may_wait: Callable[[], None] = lambda: None,
+        self, chunk_ids: Collection[bytes], may_wait: Callable[[], None] = lambda: None
     ) -> dict[bytes, memoryview]:
         """Contents by id of those chunks, each given once, that are here and right.
 
-        `hash_of` gives content's id. Slots that follow each other are read at once. `may_wait` is
-        called before the disk is waited for: not for what the host's page cache has.
+        Slots that follow each other are read at once. `may_wait` is called before the disk is
+        waited for: not for what the host's page cache has.
         """
         with self._lock:
             known = [(i, slot) for i in chunk_ids if (slot := self._places.get(i)) is not None]
             for chunk_id, _ in known:
                 self._places.move_to_end(chunk_id)
-            lengths = [self._lengths[slot] for _, slot in known]
+            expected = [(self._lengths[slot], self._checks[slot]) for _, slot in known]
         data = self._read([slot for _, slot in known], may_wait)
         found: dict[bytes, memoryview] = {}
         begin = 0
-        for (chunk_id, _), length in zip(known, lengths, strict=True):
+        for (chunk_id, _), (length, check) in zip(known, expected, strict=True):
             content = data[begin : begin + length]
-            if hash_of(content) == chunk_id:
+            if _check_of(chunk_id, content) == check:
                 found[chunk_id] = content
             begin += WINDOW_BYTES
         with self._lock:
@@ -171,8 +175,9 @@ class ChunkCache:
                 self._free.append(slot)
                 return
             self._age += 1
-            self._enter(slot, _ENTRY.pack(chunk_id, len(content), 0, self._age))
-            self._lengths[slot] = len(content)
+            check = _check_of(chunk_id, content)
+            self._enter(slot, _ENTRY.pack(chunk_id, len(content), 0, self._age, check))
+            self._lengths[slot], self._checks[slot] = len(content), check
             self._places[chunk_id] = slot
 
     def protect(self, chunk_ids: bytes) -> None:
@@ -211,10 +216,10 @@ class ChunkCache:
         size = self._slots_total * _ENTRY.size
         table = os.pread(self._table, size, 0).ljust(size, b"\0")
         found: list[tuple[int, bytes, int]] = []
-        for slot, (chunk_id, length, zero, age) in enumerate(_ENTRY.iter_unpack(table)):
+        for slot, (chunk_id, length, zero, age, check) in enumerate(_ENTRY.iter_unpack(table)):
             if 0 < length <= WINDOW_BYTES and zero == 0 and age < _LAST_AGE:
                 found.append((age, chunk_id, slot))
-                self._lengths[slot] = length
+                self._lengths[slot], self._checks[slot] = length, check
             else:
                 self._free.append(slot)
         self._free.reverse()
@@ -279,6 +284,10 @@ class _Protections:
     def covers(self, chunk_id: bytes) -> bool:
         """Whether an id is protected, or seems so."""
         return self._counts[array.array("Q", chunk_id[:8])[0] % _COUNTERS] > 0
+
+
+def _check_of(chunk_id: bytes, content: bytes | memoryview) -> int:
+    return xxh3_64_intdigest(content, int.from_bytes(chunk_id[:8], "little"))
 
 
 def _runs(slots: list[int]) -> Iterator[tuple[int, int]]:

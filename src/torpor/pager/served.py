@@ -210,7 +210,7 @@ class StoredFile:
         wanted = dict.fromkeys(filter(None, ids))
         found: dict[bytes, Buffer] = {}
         if self.cache is not None and wanted:
-            found.update(self.cache.get(wanted, known.domain.chunk_id, may_wait))
+            found.update(self.cache.get(wanted, may_wait))
         missing: dict[int, Entry] = {}
         if len(found) < len(wanted):
             may_wait()
