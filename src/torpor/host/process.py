@@ -276,7 +276,7 @@ def find_processes_in(directory: Path) -> list[ProcessId]:
     """
     wanted = os.path.realpath(directory)
     jails = functools.cache(lambda: {_place(path) for path, _, _ in os.walk(wanted)})
-    ours, device = _place("/"), _device(wanted)
+    ours = _place("/")
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -285,16 +285,11 @@ def find_processes_in(directory: Path) -> list[ProcessId]:
             where = os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)")
             root = _place(f"/proc/{entry}/root")
             inside = where == wanted or where.startswith(f"{wanted}/")
-            # a kernel thread always has a root of its own, elsewhere: no reason to look through all
-            if inside or (root != ours and root[0] == device and root in jails()):
+            if not inside and root != ours:
+                os.readlink(f"/proc/{entry}/exe")  # kernel threads have roots, but no program
+            if inside or (root != ours and root in jails()):
                 found.append(ProcessId.of(int(entry)))
     return found
-
-
-def _device(path: str) -> int | None:
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(path).st_dev
-    return None
 
 
 def _place(path: str) -> tuple[int, int]:

@@ -30,10 +30,6 @@ _ID_BITS: Final = (1 << 62) - 1
 _ID_BASE: Final = 1 << 62  # above the root's id and the places of "." and "..", positive as off_t
 
 
-def _go_on() -> None:
-    """What `Call.may_wait` does where nobody else waits for the caller."""
-
-
 class Call:
     """One request under way. A handler that waits says so, and may watch for its interruption.
 
@@ -43,7 +39,7 @@ class Call:
     take long: other requests are taken meanwhile. Again is no change.
     """
 
-    def __init__(self, may_wait: Callable[[], None] = _go_on) -> None:
+    def __init__(self, may_wait: Callable[[], None] = lambda: None) -> None:
         self.may_wait: Final = may_wait
         self._lock = threading.Lock()
         self._interrupted = False

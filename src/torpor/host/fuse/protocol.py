@@ -106,7 +106,8 @@ class Open:
     flags: int
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True)
+class Read:
     """READ of a file, or READDIR and READDIRPLUS with an opaque offset."""
 
     offset: int

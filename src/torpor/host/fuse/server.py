@@ -69,7 +69,7 @@ class Server:
         files: Files,
         *,
         workers: int = 8,
-        trace: Trace | None = None,
+        trace: Trace = lambda place, header: None,
     ) -> None:
         self._connection = connection
         self._files = files
@@ -202,20 +202,17 @@ class Server:
         except Damaged:
             log.exception("the kernel's message is not understood")
             return
-        if self._trace:
-            self._trace("taken", header)
+        self._trace("taken", header)
         answer = self._answer_to(header, message)
         if header.opcode in protocol.SILENT:
             return
-        if self._trace:
-            self._trace("answering", header)
+        self._trace("answering", header)
         try:
             os.writev(descriptor, _present(answer))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 log.exception("the kernel refuses the answer to %s", header)
-        if self._trace:
-            self._trace("answered", header)
+        self._trace("answered", header)
 
     def _answer_to(self, header: Header, message: memoryview) -> list[Buffer]:
         try:
@@ -336,8 +333,9 @@ class _Calls:
         call = Call(self._may_wait)
         with self._lock:
             self._calls.setdefault(unique, []).append(call)
-            came_early = self._early.pop(unique, call) is None
-        if came_early:
+            early = unique in self._early
+            self._early.pop(unique, None)
+        if early:
             call.interrupt()
         return call
 
