@@ -40,7 +40,7 @@ test: setup-test ## all tests; the later ones run too when earlier ones fail
 test-kvm: setup-test ## tests under real KVM, in a level-1 VM
 	@$(PYTEST) tests/kvm
 
-test-fast: setup-test ## in less than a minute: no VMs, no host, nothing slow
+test-fast: setup-test ## in about a minute: no VMs, no host, nothing slow
 	@$(PARALLEL) -m "not ($(HOST) or slow)" tests
 
 lint: setup ## ruff and mypy

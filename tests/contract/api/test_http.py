@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fixtures.daemons import DaemonProcess
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def local(lasting: DaemonProcess) -> Iterator[httpx.Client]:
     """HTTP over the daemon's socket."""
@@ -169,7 +172,6 @@ def test_requests_out_of_size(lasting: DaemonProcess, local: httpx.Client) -> No
     assert local.get("/v1/functions").status_code == 200
 
 
-@pytest.mark.slow
 def test_slow_heads(lasting: DaemonProcess, local: httpx.Client) -> None:
     """A request's head that does not arrive in time ends its connection, on both listeners."""
     with (

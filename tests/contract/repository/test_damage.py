@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fixtures.spoiling import Damage, Pushed
     from torpor.snapshot.repository.keys import Keyring
 
+pytestmark = pytest.mark.slow
+
 RECORD_PARTS = {"magic": 0, "kind": 6, "version": 7, "key id": 8, "salt": 16, "body": 48}
 """Where the parts of a record's object begin (docs/format.md, "Record")."""
 
