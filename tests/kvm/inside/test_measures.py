@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
-CLONES = ("private", "written", "rest", "capture", "pause and resume")
+CLONES = ("private", "written", "rest", "capture", "second capture", "pause and resume")
 MOST_BESIDE_PAGES_BYTES = {"qemu": 20_000_000, "firecracker": 12_000_000}
 
 
