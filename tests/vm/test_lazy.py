@@ -21,6 +21,7 @@ from torpor.pager.client import PagerClient
 if TYPE_CHECKING:
     from torpor.config import Settings
     from torpor.pager.client import Served
+    from torpor.snapshot.local import LocalSnapshot
 
 pytestmark = pytest.mark.vm
 
@@ -119,14 +120,15 @@ async def test_trace_of_a_wake(node: Node, lazy_settings: Settings) -> None:
 
 
 async def test_trial_of_an_instance(node: Node) -> None:
-    """A snapshot with a trial knows its working set, one without does not; both wake and trace."""
+    """A snapshot's working set is its parent's, with a trial its own; both wake and trace."""
+    function = (await node.inspect("ledger")).snapshot
     async with running(node, "ledger") as instance:
         await ask(instance, "POST", body={"amount": 5})
         plain = await node.create_snapshot(instance.id, name="without-trial")
         tried = await node.create_snapshot(instance.id, name="with-trial", trial=True)
     touched = {part.file: part.windows for part in tried.snapshot.working_set()}
     assert len(touched["memory"]) > 100
-    assert plain.snapshot.working_set() == ()
+    assert plain.snapshot.working_set() == function.working_set() != tried.snapshot.working_set()
     woken = await node.restore("with-trial", trace=True)
     try:
         assert (await ask(woken))["count"] == 1  # the trials' clones changed nothing of it
@@ -140,18 +142,27 @@ async def test_trial_of_an_instance(node: Node) -> None:
 
 
 async def test_snapshot_of_a_lazy_instance(node: Node, lazy_settings: Settings) -> None:
-    """A snapshot of a lazily woken instance wakes here without a pager, and travels on."""
+    """A snapshot of a lazily woken instance wakes here without a pager, and travels on.
+
+    It has the working set of the function, which came with that.
+    """
     await node.push("hello")
+    function = (await node.inspect("hello")).snapshot
     async with Node.open(lazy_settings) as other:
         async with running(other, "hello") as instance:
-            captured = await other.create_snapshot(instance.id, name="onward", trial=True)
+            captured = await other.create_snapshot(instance.id, name="onward")
         assert not (lazy_settings.home / "pager").exists()
         async with running(other, "onward") as again:
             assert (await ask(again))["instance"] == again.id
         assert not (lazy_settings.home / "pager").exists()
         report = await other.push("onward")
-    assert captured.snapshot.working_set()
+    assert by_file(captured.snapshot) == by_file(function)
     assert report.digest == captured.snapshot.digest
+
+
+def by_file(snapshot: LocalSnapshot) -> dict[str, set[int]]:
+    """A working set without its order."""
+    return {part.file: set(part.windows) for part in snapshot.working_set()}
 
 
 async def test_pulled_under_a_running_instance(node: Node, lazy_settings: Settings) -> None:

@@ -52,9 +52,10 @@ def create(
 ) -> None:
     """Snapshot a running instance, which runs on.
 
-    With --trial it is then woken twice, each time asked for GET /, whatever that answers. Which
-    windows that touched is kept beside it and pushed with it, so that it wakes from a store as fast
-    as a deployed function. The clones are thrown away, with what the request changed in them.
+    What is known of the snapshot from which the instance was woken, which windows it touches,
+    goes with this one, so that it wakes from a store as fast. With --trial that is found out anew:
+    it is woken twice, each time asked for GET /, whatever that answers. The clones are thrown away,
+    with what the request changed in them.
 
     Example: torpor snapshot create ledger-3f8a0c11 --name before-upgrade --trial
     """
@@ -68,9 +69,9 @@ def create(
             ("pause", format_duration(captured.pause_s)),
             ("written since its parent", format_size(captured.written_bytes)),
         ]
-        if trial:
-            touched = captured.working_set.items()
-            found = ", ".join(f"{file} {count} windows" for file, count in touched)
+        touched = captured.working_set.items()
+        found = ", ".join(f"{file} {count} windows" for file, count in touched)
+        if found or trial:
             rows.append(("working set", found or "none: FUSE cannot be mounted"))
         print_table(("", ""), rows, empty="")
 

@@ -140,6 +140,7 @@ def _assemble(
     written.data.unlink()
     if parent is not None:
         staging.record_written(written.runs)
+        staging.record_working_set(parent.working_set())
 
 
 def _copy_memory(parent: LocalSnapshot, target: Path) -> None:

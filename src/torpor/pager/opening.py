@@ -18,7 +18,7 @@ from torpor.pager.spans import Spans
 from torpor.snapshot.repository.fetching import Plan, fetch, open_window
 from torpor.snapshot.repository.records import Kind, damaged
 from torpor.snapshot.repository.repository import pack_key
-from torpor.snapshot.repository.working_set import open_segment, segment_windows
+from torpor.snapshot.repository.working_set import open_segment, segment_windows, touched_windows
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def publish(
             _fetch_disk(repository, stored, staging.disk)
         if hash_extents(staging.disk, manifest.disk.extents) != manifest.disk.digest:
             raise damaged(stored.link.key, "disk has another digest than its manifest says")
+        staging.record_working_set(touched_windows(opened.wake, stored))
         staging.publish_served(stored.encoded_manifest, stored.digest, memory=memory)
 
 

@@ -1,7 +1,7 @@
 """The snapshots of one node: a directory each, named by its digest, immutable once it is there.
 
 ROOT/<digest>/manifest.json  memory  vmstate  disk  [written.json  working-set.json]
-ROOT/<digest>/manifest.json  served.json  vmstate  disk     memory is served by the pager
+ROOT/<digest>/manifest.json  served.json  vmstate  disk  [working-set.json]     the pager has memory
 ROOT/.staging-<pid>-<start>-<random>/     being made, by that process
 ROOT/.removed-<pid>-<start>-<random>/     being deleted
 """
@@ -87,7 +87,7 @@ class LocalSnapshot:
             return None
 
     def working_set(self) -> tuple[Touched, ...]:
-        """The windows that a woken function touches, as trials found; () without a trial."""
+        """The windows that a woken function touches, as trials found; () if nothing is known."""
         try:
             encoded = (self.directory / _WORKING_SET).read_bytes()
             return msgspec.json.decode(encoded, type=prepared(tuple[Touched, ...]))
@@ -95,7 +95,7 @@ class LocalSnapshot:
             return ()
 
     def record_working_set(self, touched: Sequence[Touched]) -> None:
-        """Keep what trials found; it appears whole. Raises NoSpace."""
+        """Keep what trials found, in place of what was known; it appears whole. Raises NoSpace."""
         fresh = self.directory / f".{_WORKING_SET}-{os.getpid()}"
         try:
             fresh.write_bytes(msgspec.json.encode(touched))
@@ -146,6 +146,11 @@ class Staging:
     def record_written(self, runs: Sequence[tuple[int, int]]) -> None:
         """Keep where memory differs from the parent's: a push then reads only that."""
         (self.directory / _WRITTEN).write_bytes(msgspec.json.encode(runs))
+
+    def record_working_set(self, touched: Sequence[Touched]) -> None:
+        """Keep which windows a woken function touches, if anything is known of that."""
+        if touched:
+            (self.directory / _WORKING_SET).write_bytes(msgspec.json.encode(touched))
 
     def publish(
         self,

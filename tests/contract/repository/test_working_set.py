@@ -41,6 +41,8 @@ TOUCHED = (
     Touched("app", (0,)),
     Touched("disk", (1,)),
 )
+SEALED = (Touched("image", (0, 6)), Touched("app", (0,)), Touched("memory", (2, 3, 9, 63)))
+"""As it comes back: of memory, image and app, neighbours side by side."""
 
 
 def open_as(exchange: Exchange) -> OpenedSnapshot:
@@ -113,7 +115,8 @@ def test_many_windows_are_many_segments(exchange: Exchange) -> None:
 
 
 def test_what_is_opened_is_what_was_pushed(exchange: Exchange, tmp_path: Path) -> None:
-    """Device state and disk of an opened snapshot are the function's, and its memory is served."""
+    """Device state, disk and working set are the function's, and its memory is served."""
+    exchange.function.record_working_set(TOUCHED)
     exchange.push()
     node = LocalSnapshots(tmp_path / "node")
     opening.publish(exchange.repository, open_as(exchange), node, memory=tmp_path / "served")
@@ -123,6 +126,37 @@ def test_what_is_opened_is_what_was_pushed(exchange: Exchange, tmp_path: Path) -
         there = (exchange.function.directory / name).read_bytes()
         assert (snapshot.directory / name).read_bytes() == there
     assert [path.name for path in node.root.iterdir()] == [snapshot.digest]
+    assert snapshot.working_set() == SEALED
+
+
+def test_what_is_pulled_keeps_it(exchange: Exchange) -> None:
+    """A pulled snapshot has the working set, in the order in which it is pushed ahead of guests."""
+    exchange.function.record_working_set(TOUCHED)
+    exchange.push()
+    exchange.pull("f")
+    assert exchange.b.snapshots.get(exchange.function.digest).working_set() == SEALED
+
+
+@pytest.mark.parametrize("file", ["image", "memory"])
+def test_window_that_its_file_has_not(exchange: Exchange, tmp_path: Path, file: str) -> None:
+    """A snapshot whose working set cannot be is neither pulled nor opened."""
+    exchange.keyring = plain_keyring()
+    exchange.function.record_working_set(TOUCHED)
+    exchange.push()
+    key = forge(exchange, file=file, windows=b"\x00\x00\x00\x01")
+    for bring in (
+        lambda: exchange.pull("f"),
+        lambda: opening.publish(
+            exchange.repository,
+            open_as(exchange),
+            LocalSnapshots(tmp_path / "node"),
+            memory=tmp_path / "served",
+        ),
+    ):
+        with pytest.raises(Damaged, match="behind its file's end") as caught:
+            bring()
+        assert key in str(caught.value)
+    assert list((tmp_path / "node").iterdir()) == []
 
 
 def forge(exchange: Exchange, **changes: Any) -> str:  # noqa: ANN401

@@ -19,6 +19,7 @@ from torpor.host.sparse import blake3_file, copy_sparse, hash_extents, is_zero_o
 from torpor.snapshot.repository.fetching import Plan, fetch, zero_windows_between
 from torpor.snapshot.repository.records import damaged
 from torpor.snapshot.repository.repository import pack_key
+from torpor.snapshot.repository.working_set import touched_windows
 from torpor.snapshot.transfer import TransferReport
 from torpor.snapshot.windows import WINDOW_BYTES, window_length
 from torpor.units import Digest, format_size
@@ -101,6 +102,7 @@ class _Pull:
         """Fill the staging directory and adopt the images that are missing here."""
         wake = self._repository.read_wake(self._stored.wake)
         self._report.moved(wake.link.key, wake.link.header_bytes)
+        self._staging.record_working_set(touched_windows(wake, self._stored))
         images = {
             image.digest: image
             for image in self._stored.images

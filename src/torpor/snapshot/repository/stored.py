@@ -77,6 +77,15 @@ class StoredSnapshot:
     images: tuple[ImageLink, ...]
     base: BaseLink | None
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file that may have a working set, by its name there."""
+        manifest = self.manifest
+        names = {manifest.image: "image"}
+        if manifest.function is not None:
+            names[manifest.function.app] = "app"
+        images = {names[i.digest]: i.size_bytes for i in self.images if i.digest in names}
+        return {"memory": self.memory.size_bytes, **images}
+
 
 @dataclass(frozen=True)
 class StoredImage:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Final
 from torpor.errors import Damaged
 from torpor.host.threads import map_ordered
 from torpor.snapshot.repository.chunks import decode, encode, encode_dense
-from torpor.snapshot.repository.records import SegmentRecord, hash_bytes
-from torpor.snapshot.windows import WINDOW_BYTES, count_windows, window_length
+from torpor.snapshot.repository.records import SegmentRecord, damaged, hash_bytes
+from torpor.snapshot.windows import WINDOW_BYTES, Touched, count_windows, window_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torpor.snapshot.repository.domain import Domain
-    from torpor.snapshot.windows import Touched
+    from torpor.snapshot.repository.stored import StoredSnapshot, WakeHeader
 
 SEGMENT_WINDOWS: Final = 128
 FILES: Final = ("memory", "image", "app")
@@ -87,6 +87,22 @@ def segment_windows(record: SegmentRecord, *, data_bytes: int) -> list[int]:
     if sys.byteorder == "big":
         numbers.byteswap()
     return list(numbers)
+
+
+def touched_windows(wake: WakeHeader, stored: StoredSnapshot) -> tuple[Touched, ...]:
+    """The working set as trials found it, but for the order inside a group, see `seal_segments`.
+
+    Raises Damaged when it has a window that its file has not.
+    """
+    sizes = stored.sizes()
+    data_bytes = wake.link.size_bytes - wake.link.header_bytes
+    found: dict[str, list[int]] = {}
+    for segment in wake.working_set:
+        windows = segment_windows(segment, data_bytes=data_bytes)
+        if max(windows) >= count_windows(sizes.get(segment.file, 0)):
+            raise damaged(wake.link.key, "a segment with a window behind its file's end")
+        found.setdefault(segment.file, []).extend(windows)
+    return tuple(Touched(file, tuple(windows)) for file, windows in found.items())
 
 
 def open_segment(
