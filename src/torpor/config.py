@@ -159,7 +159,9 @@ class Settings:
     scratch_bytes: int = _row(1024**3, parse_size, "capacity of an instance's scratch disk")
     app_bytes: int = _row(64 * 1024**2, parse_size, "capacity of an app disk")
     net_pool: int = _row(0, _parse_int, "network slots kept ready when nothing uses them")
-    boot_timeout_s: float = _row(60.0, parse_duration, "a VM's agent must answer within this")
+    boot_timeout_s: float = _row(
+        60.0, parse_duration, "a VM's agent must answer within this, booted or woken"
+    )
     start_timeout_s: float = _row(30.0, parse_duration, "a function must listen within this")
     request_timeout_s: float = _row(60.0, parse_duration, "a function must answer within this")
     key: str = _row(

@@ -52,10 +52,10 @@ def create(
 ) -> None:
     """Snapshot a running instance, which runs on.
 
-    What is known of the snapshot from which the instance was woken, which windows it touches,
-    goes with this one, so that it wakes from a store as fast. With --trial that is found out anew:
-    it is woken twice, each time asked for GET /, whatever that answers. The clones are thrown away,
-    with what the request changed in them.
+    Which windows a wake touches is known of the snapshot that the instance was woken from, and goes
+    with this one, so that it wakes from a store as fast. With --trial it is found out anew: the
+    snapshot is woken twice, each clone asked for GET /, whatever that answers. The clones are
+    thrown away, with what the request changed in them.
 
     Example: torpor snapshot create ledger-3f8a0c11 --name before-upgrade --trial
     """

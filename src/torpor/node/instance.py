@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_WAKE_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
 CLOCK_LATE_S: Final = 0.25
 """After a wake that takes longer the clock is set again."""
@@ -430,10 +429,9 @@ class Instances:
 
     async def _wake(self, instance: Instance) -> None:
         """Clock, entropy, identity, hooks; before it no clone may serve."""
+        timeout_s = self._parts.settings.boot_timeout_s
         with instance.timeline.step("wake"):
-            await instance.with_agent(
-                lambda agent: _wake(agent, instance.id), timeout_s=_WAKE_TIMEOUT_S
-            )
+            await instance.with_agent(lambda agent: _wake(agent, instance.id), timeout_s=timeout_s)
 
 
 @dataclass

@@ -7,7 +7,6 @@ node has what is in the directory that the second argument names, and nothing el
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -29,8 +28,8 @@ def settings_of(name: str, directory: Path) -> Settings:
     home.mkdir(parents=True)
     (home / "images").symlink_to(SESSION_HOME / "images")
     given = {"home": str(home), "store": f"file://{directory / 'store'}", "vmm": "qemu"}
-    key = {"key_file": str(directory / "key"), "cpu_model": MODELS[name]}
-    return load_settings({**given, **key}, environ=os.environ)
+    given |= {"key_file": str(directory / "key"), "cpu_model": MODELS[name]}
+    return load_settings({**given, "boot_timeout_s": "180s"}, environ={})  # level 1 is slow
 
 
 async def sleep(directory: Path) -> None:
