@@ -16,6 +16,7 @@ from torpor.errors import (
     Conflict,
     Damaged,
     FunctionFailed,
+    GuestFailed,
     HostUnfit,
     Incompatible,
     InvalidInput,
@@ -30,7 +31,7 @@ from torpor.node.invoke import Request
 from torpor.node.leftovers import find_leftovers
 from torpor.node.node import Node
 from torpor.snapshot.manifest import encode_manifest, manifest_digest
-from torpor.vmm.qemu.driver import QemuDriver
+from torpor.vmm.qemu.driver import QemuDriver, QemuVmm
 
 if TYPE_CHECKING:
     from torpor.config import Settings
@@ -103,6 +104,21 @@ async def test_vmm_that_fails_at_each_step(
             await node.deploy(EXAMPLES / "hello")
         assert node.parts.journal.instances() == []
         assert find_leftovers(settings) == []
+
+
+async def test_guest_that_stands_still(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A woken guest that does not answer in the time that boots have too fails its restore."""
+
+    async def stay(vmm: QemuVmm) -> None:
+        pass
+
+    settings = dataclasses.replace(node.parts.settings, boot_timeout_s=2)
+    impatient = Node(dataclasses.replace(node.parts, settings=settings))
+    monkeypatch.setattr(QemuVmm, "_resume", stay)
+    with pytest.raises(GuestFailed, match="did not answer within 2 s"):
+        await impatient.restore("hello")
+    assert node.parts.journal.instances() == []
+    assert find_leftovers(settings) == []
 
 
 async def test_qemu_that_is_missing(imaged_settings: Settings) -> None:
