@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.commands import wait_until
-from fixtures.daemons import daemon
+from fixtures.daemons import DaemonProcess, daemon, ending
 from fixtures.victims import state_of
 from torpor.errors import Incompatible, StoreUnreachable
 
@@ -19,7 +19,6 @@ from .test_remote import in_store, remote, states
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fixtures.daemons import DaemonProcess
     from fixtures.homes import Furnished, Home
     from fixtures.minio import MinioServer
 
@@ -39,7 +38,9 @@ def test_upload(a: Furnished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
     barrier = tmp_path / "barrier"
     monkeypatch.setenv("TORPOR_BARRIER_FILE", str(barrier))
     barrier.write_text(place)
-    with daemon(a.home.path, **remote(a.home)) as served:
+    served = DaemonProcess(a.home.path, remote(a.home))
+    served.spawn()  # it may be dead before anybody saw it answer
+    with ending(served):
         dies(served, barrier)
         assert in_store(a.home).keys() == ({"f"} if place == "upload named" else set())
         served.start()
