@@ -51,8 +51,8 @@ async def ask(gateway: Gateway, name: str = "counter") -> tuple[int, bytes]:
 async def test_sleeps_and_wakes(node: Node, tmp_path: Path) -> None:
     """Requests for a sleeping function share one wake; idle it is snapshotted and stopped.
 
-    Woken again it goes on where it was. An instance that is killed is replaced. A function that
-    was removed is unknown.
+    Woken again it goes on where it was, with the working set that it had. An instance that is
+    killed is replaced. A function that was removed is unknown.
     """
     scale = '[scale]\nidle = "2s"\nmax = 1\nsnapshot = "on-idle"'
     deployed = await node.deploy(write_function(tmp_path / "counter", COUNTER, scale))
@@ -69,6 +69,8 @@ async def test_sleeps_and_wakes(node: Node, tmp_path: Path) -> None:
         ref = journal.ref("counter")
         assert ref is not None
         assert ref.digest != deployed.captured.snapshot.digest
+        asleep = node.parts.snapshots.get(ref.digest)
+        assert asleep.working_set() == deployed.captured.snapshot.working_set() != ()
         assert Recipes(journal).get(ref.digest)  # with `--snapshots off` it can still be booted
         status, body = await ask(gateway)
         assert (status, int(body)) == (200, numbers[-1] + 1)
