@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from fixtures.exchange import make_key
+from fixtures.exchange import Quiet, make_key
 from torpor.errors import Damaged, TorporError
 from torpor.pager import opening
 from torpor.snapshot.local import LocalSnapshots
+from torpor.snapshot.repository.check import check
 from torpor.snapshot.repository.keys import plain_keyring
 from torpor.snapshot.repository.records import (
     Link,
@@ -139,7 +140,7 @@ def test_what_is_pulled_keeps_it(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("file", ["image", "memory"])
 def test_window_that_its_file_has_not(exchange: Exchange, tmp_path: Path, file: str) -> None:
-    """A snapshot whose working set cannot be is neither pulled nor opened."""
+    """A snapshot whose working set cannot be is neither pulled nor opened; a check names it."""
     exchange.keyring = plain_keyring()
     exchange.function.record_working_set(TOUCHED)
     exchange.push()
@@ -157,6 +158,7 @@ def test_window_that_its_file_has_not(exchange: Exchange, tmp_path: Path, file: 
             bring()
         assert key in str(caught.value)
     assert list((tmp_path / "node").iterdir()) == []
+    assert [one.key for one in check(exchange.repository, progress=Quiet()).problems] == [key]
 
 
 def forge(exchange: Exchange, **changes: Any) -> str:  # noqa: ANN401

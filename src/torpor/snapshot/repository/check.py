@@ -15,6 +15,7 @@ from torpor.snapshot.repository.reachable import mark
 from torpor.snapshot.repository.records import LIMITS, IndexRecord, Kind, unseal
 from torpor.snapshot.repository.repository import index_key, pack_key
 from torpor.snapshot.repository.stored import ref_key
+from torpor.snapshot.repository.working_set import touched_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from torpor.snapshot.repository.fetching import Request
     from torpor.snapshot.repository.filemap import Entry, FileMap
     from torpor.snapshot.repository.reachable import Reachable
-    from torpor.snapshot.repository.records import WakeLink
     from torpor.snapshot.repository.repository import Repository
+    from torpor.snapshot.repository.stored import StoredSnapshot
     from torpor.snapshot.transfer import Progress
 
 _WORKERS: Final = 4
@@ -106,7 +107,7 @@ class _Checker:
         for snapshot in needed.snapshots.values():
             for file in (snapshot.memory, snapshot.disk):
                 self._want(plan, file, snapshot.domain)
-            self._attempt(snapshot.wake.key, functools.partial(self._wake, plan, snapshot.wake))
+            self._attempt(snapshot.wake.key, functools.partial(self._wake, plan, snapshot))
         for image in needed.images.values():
             self._want(plan, image.content, image.domain)
         for name, ref in needed.refs.items():
@@ -120,8 +121,10 @@ class _Checker:
             key = pack_key(entry.location.pack)
             self._attempt(key, functools.partial(_want_one, plan, key, entry, domain))
 
-    def _wake(self, plan: Plan, link: WakeLink) -> None:
+    def _wake(self, plan: Plan, snapshot: StoredSnapshot) -> None:
+        link = snapshot.wake
         wake = self._repository.read_wake(link)
+        touched_windows(wake, snapshot)  # as who pulls it does
         if self._repository.store.head(link.key).size_bytes != link.size_bytes:
             raise Damaged("it has another length")
         for file in wake.files.values():
